@@ -1,0 +1,67 @@
+# Everything runs from .venv, which each target makes for itself the first time.
+#   PYTHON=python3.12     the interpreter to build .venv with
+#   TORCH_ARGS="..."      extra pip arguments for torch alone, such as a CPU-only package index
+#   BENCH="--quick"       arguments for `make bench`
+
+PYTHON ?= python3
+TORCH_ARGS ?=
+BENCH ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
+RECIPE := pyproject.toml constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint bench docs gpu clean
+.DELETE_ON_ERROR:
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.stamp-run ## real requests behind shared prefixes, on the model that ships inside
+	@$(BIN)/foreword demo
+
+test: $(VENV)/.stamp-dev ## run the tests
+	@$(BIN)/python -m pytest
+
+lint: $(VENV)/.stamp-dev ## check style, types and the import law
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-logo
+
+bench: $(VENV)/.stamp-run ## measure the engine (BENCH="..." passes arguments on)
+	@$(BIN)/foreword bench engine $(BENCH)
+
+docs: $(VENV)/.stamp-docs ## build the documentation into site/
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "docs: open site/index.html"
+
+gpu: $(VENV)/.stamp-dev ## run the tests that need a CUDA device
+	@$(BIN)/python -m pytest -m gpu
+
+clean: ## remove caches and built docs (`rm -rf .venv` removes the rest)
+	@rm -rf site dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	@find src tests tools -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+
+# A stamp is written last, so a set-up that was interrupted starts again.
+$(VENV)/.stamp-run: $(RECIPE)
+	@echo "setting up $(VENV) (once; a minute or more, most of it is PyTorch)" >&2
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and \
+	  "Foreword needs Python 3.10 or newer, this is " + sys.version.split()[0] + \
+	  ": name another one with `make PYTHON=...`")'
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) torch $(TORCH_ARGS)
+	@$(PIP) -e .
+	@touch $@
+
+$(VENV)/.stamp-dev: $(VENV)/.stamp-run
+	@echo "adding the tests' and linters' packages (once)" >&2
+	@$(PIP) -e '.[dev]'
+	@touch $@
+
+$(VENV)/.stamp-docs: $(VENV)/.stamp-run
+	@echo "adding the documentation's packages (once)" >&2
+	@$(PIP) -e '.[docs]'
+	@touch $@
