@@ -1,0 +1,210 @@
+"""From a directory, a hub id or the word "nano" to a model that runs packed rows.
+
+Weights are read by transformers from safetensors; nothing is unpickled. What is wrong with a
+directory is said here, before any request is taken.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from foreword._errors import ModelError
+from foreword.models._bridge import PackedModel
+from foreword.models._probe import probe
+from foreword.models._support import TESTED_TYPES, refuse_unsupported
+from foreword.models._tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from os import PathLike
+
+NANO = "nano"
+"""The name of the model that ships inside the package."""
+
+_DTYPES = {
+    "float32": torch.float32,
+    "fp32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "bf16": torch.bfloat16,
+    "float16": torch.float16,
+    "fp16": torch.float16,
+}
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """The numbers the engine needs to know of a model."""
+
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocab: int
+    max_context: int
+    dtype: torch.dtype
+    device: torch.device
+
+    @property
+    def group(self) -> int:
+        """Query heads that share one key/value head."""
+        return self.heads // self.kv_heads
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model ready for the engine, with its tokenizer and the tokens that end a text."""
+
+    name: str
+    shape: ModelShape
+    packed: PackedModel
+    tokenizer: Tokenizer | None
+    eos_token_ids: frozenset[int]
+
+
+def load_model(
+    source: str | PathLike[str],
+    *,
+    dtype: str | torch.dtype = "auto",
+    device: str | torch.device = "auto",
+) -> LoadedModel:
+    """Load a decoder-only model and its tokenizer.
+
+    Args:
+        source: `"nano"`, a directory with `config.json` and safetensors, or a hub id.
+        dtype: `"auto"` takes the checkpoint's own (float32 for nano), or a name such as `"bf16"`.
+        device: `"auto"` takes a CUDA device if there is one.
+
+    Raises:
+        ModelError: no such model, broken or missing files, or a feature the engine does not have.
+    """
+    from transformers import AutoConfig
+
+    name = os.fspath(source)
+    path, local = _resolve(name)
+    torch_device = _device(device)
+    try:
+        config = AutoConfig.from_pretrained(path, local_files_only=local)
+    except Exception as error:  # transformers raises many kinds here; all mean the same to a user
+        raise ModelError(f"cannot read a model configuration from {name!r}: {error}") from error
+    refuse_unsupported(config, name)
+    if dtype == "auto" and name == NANO:
+        dtype = torch.float32
+    model = _load_weights(path, name, config, _dtype(dtype), torch_device, local)
+    return wrap_model(model, name=name, tokenizer=Tokenizer.load(path, local_only=local))
+
+
+def wrap_model(model: Any, *, name: str, tokenizer: Tokenizer | None = None) -> LoadedModel:
+    """Take a transformers model that is in memory already; its attention is replaced for good.
+
+    Raises:
+        ModelError: as `load_model`.
+    """
+    config = model.config
+    refuse_unsupported(config, name)
+    if config.model_type not in TESTED_TYPES:
+        expected = probe(model, None)
+    packed = PackedModel(model)
+    shape = _shape(model)
+    if config.model_type not in TESTED_TYPES:
+        probe(model, packed, expected=expected, shape=shape)
+    return LoadedModel(name, shape, packed, tokenizer, _eos(model, tokenizer))
+
+
+def _resolve(name: str) -> tuple[str, bool]:
+    if name == NANO:
+        return str(Path(__file__).parent / NANO), True
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ModelError(
+                f"{name!r} is a directory without a config.json: not a model directory"
+            )
+        return str(path), True
+    if path.exists():
+        raise ModelError(f"{name!r} is a file: give the directory that holds config.json")
+    looks_like_path = name.startswith((".", "~", os.sep)) or name.count("/") > 1 or not name
+    if looks_like_path:
+        raise ModelError(f"no model directory at {name!r}")
+    return name, False
+
+
+def _dtype(dtype: str | torch.dtype) -> str | torch.dtype:
+    if isinstance(dtype, torch.dtype) or dtype == "auto":
+        return dtype
+    if dtype not in _DTYPES:
+        raise ModelError(f"dtype {dtype!r} is unknown: use 'auto' or one of {', '.join(_DTYPES)}")
+    return _DTYPES[dtype]
+
+
+def _device(device: str | torch.device) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.device(device)
+    except RuntimeError as error:
+        raise ModelError(f"device {device!r} is unknown: use 'auto', 'cpu' or 'cuda'") from error
+
+
+def _load_weights(
+    path: str,
+    name: str,
+    config: Any,
+    dtype: str | torch.dtype,
+    device: torch.device,
+    local: bool,
+) -> Any:
+    from transformers import AutoModelForCausalLM
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise ModelError(f"{name}: {config.model_type!r} is not a causal language model")
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            path,
+            config=config,
+            dtype=dtype,
+            use_safetensors=True,
+            output_loading_info=True,
+            local_files_only=local,
+        )
+    except Exception as error:
+        raise ModelError(f"cannot load the weights of {name!r}: {error}") from error
+    model, info = loaded
+    missing = sorted(info["missing_keys"])
+    if missing:  # transformers would go on with random numbers in their place
+        raise ModelError(
+            f"the weights of {name!r} are incomplete: {len(missing)} tensors are missing, "
+            f"{missing[0]!r} among them"
+        )
+    return model.to(device)
+
+
+def _shape(model: Any) -> ModelShape:
+    config = model.config
+    heads = int(config.num_attention_heads)
+    parameter = next(model.parameters())
+    return ModelShape(
+        layers=int(config.num_hidden_layers),
+        heads=heads,
+        kv_heads=int(getattr(config, "num_key_value_heads", None) or heads),
+        head_dim=int(getattr(config, "head_dim", None) or config.hidden_size // heads),
+        vocab=int(config.vocab_size),
+        max_context=int(config.max_position_embeddings),
+        dtype=parameter.dtype,
+        device=parameter.device,
+    )
+
+
+def _eos(model: Any, tokenizer: Tokenizer | None) -> frozenset[int]:
+    ids = getattr(model.generation_config, "eos_token_id", None)
+    if ids is None:
+        ids = getattr(model.config, "eos_token_id", None)
+    if ids is None:
+        ids = tokenizer.eos_token_id if tokenizer else None
+    if ids is None:
+        return frozenset()
+    return frozenset(ids if isinstance(ids, (list, tuple)) else [ids])
