@@ -1,0 +1,89 @@
+"""How an engine is set up: one frozen value with a sentence per field."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from foreword._errors import ParameterError
+
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
+_UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """Limits and choices of one engine.
+
+    Attributes:
+        kv_memory: bytes for keys and values, or a text such as `"2GiB"`; None takes a quarter of
+            the memory that is free. It is reserved at start and touched only as it fills.
+        page_size: tokens per page, the unit in which memory is handed out. Small pages waste less
+            at the end of each text; runs stay contiguous whatever their size.
+        max_batch: sequences that run at once.
+        max_step_tokens: rows one step computes at most; longer prompts are prefilled in chunks.
+        share: False keeps every sequence to itself (the same engine, for comparison).
+        backend: attention backend by name, or `"auto"`.
+        seed: seeds the requests that bring no seed of their own.
+        max_context: longest text in tokens, prompt and answer; None takes the model's.
+        debug: check every invariant of the cache after each step (slow).
+    """
+
+    kv_memory: int | str | None = None
+    page_size: int = 8
+    max_batch: int = 256
+    max_step_tokens: int = 2048
+    share: bool = True
+    backend: str = "auto"
+    seed: int = 0
+    max_context: int | None = None
+    debug: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("page_size", "max_batch", "max_step_tokens"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ParameterError(f"{name} is {value!r}: give a whole number of at least 1")
+        if self.max_context is not None and self.max_context < 2:
+            raise ParameterError(f"max_context is {self.max_context}: give at least 2 tokens")
+        if self.max_step_tokens < self.max_batch:
+            raise ParameterError(
+                f"max_step_tokens ({self.max_step_tokens}) is below max_batch ({self.max_batch}): "
+                "every running sequence needs one row per step; raise the one or lower the other"
+            )
+        self.kv_bytes()
+
+    def kv_bytes(self) -> int | None:
+        """`kv_memory` in bytes; None where it was left open."""
+        return None if self.kv_memory is None else parse_bytes(self.kv_memory)
+
+
+def parse_bytes(size: int | str) -> int:
+    """Bytes of `1024`, `"512MiB"`, `"2 GB"`.
+
+    Raises:
+        ParameterError: not a positive size.
+    """
+    if isinstance(size, int) and not isinstance(size, bool):
+        number, unit = float(size), ""
+    else:
+        match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([a-zA-Z]*)\s*", str(size))
+        if not match or match[2].upper() not in _UNITS:
+            raise ParameterError(f"{size!r} is not a size: write bytes, or '512MiB', or '2GB'")
+        number, unit = float(match[1]), match[2].upper()
+    result = int(number * _UNITS[unit])
+    if result < 1:
+        raise ParameterError(f"memory size {size!r} is not positive")
+    return result
+
+
+def available_memory() -> int:
+    """Bytes of main memory that could be used now; 4 GiB where the system does not say."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as lines:
+            for line in lines:
+                if line.startswith("MemAvailable:"):
+                    return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return 4 * 2**30

@@ -1,0 +1,439 @@
+"""Requests in, tokens out: the one place where cache, model, kernels and policy meet.
+
+    admit -> select -> plan -> forward -> commit -> sample -> append
+
+A step never waits and never fails for one request's sake: what cannot be admitted waits, what runs
+out of memory is put back in line with its tokens, what comes out as not-a-number ends alone.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from dataclasses import replace
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+
+from foreword._errors import ParameterError, PromptError
+from foreword.attention import choose
+from foreword.cache import KVPool, Namespace, OutOfPages, PrefixTree
+from foreword.engine._batch import Batch, build, select
+from foreword.engine._config import EngineConfig, available_memory
+from foreword.engine._counters import Clock, Counters
+from foreword.engine._results import Chunk, Progress
+from foreword.engine._sampler import Sampler, SequenceSampling
+from foreword.engine._sequence import Request, Sequence
+from foreword.engine._text import TextStream
+from foreword.models import PackedStep
+from foreword.scheduling import Candidate, FirstComeFirstServed
+
+if TYPE_CHECKING:
+    from foreword.engine._params import SamplingParams
+    from foreword.engine._results import FinishReason
+    from foreword.engine._sampler import RowLogprob
+    from foreword.engine._stats import PrefixStats
+    from foreword.models import LoadedModel
+    from foreword.scheduling import Policy
+
+
+class Event(NamedTuple):
+    """One token of one answer, or its end.
+
+    `text` is what became certain with this token (stop strings and half characters are held back).
+    """
+
+    request: Request
+    sequence: Sequence
+    token_id: int | None
+    text: str
+
+    def chunk(self) -> Chunk:
+        """This event as a user sees it."""
+        return Chunk(
+            index=self.request.id,
+            output_index=self.sequence.index,
+            text=self.text,
+            token_ids=() if self.token_id is None else (self.token_id,),
+            finish_reason=self.sequence.finish_reason,
+        )
+
+
+class Engine:
+    """Continuous batching over one model, one prefix tree and one pool.
+
+    Not thread-safe: one thread calls `add`, `abort` and `step`.
+
+    Args:
+        loaded: the model.
+        config: limits and choices.
+        policy: who is admitted first; default first come, first served.
+
+    Raises:
+        BackendError: no attention backend fits the model.
+        ParameterError: `kv_memory` holds less than two pages.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        config: EngineConfig | None = None,
+        *,
+        policy: Policy | None = None,
+    ) -> None:
+        self.loaded = loaded
+        self.config = config or EngineConfig()
+        self.policy = policy or FirstComeFirstServed()
+        shape = loaded.shape
+        self.backend = choose(shape.device, shape.dtype, shape.head_dim, self.config.backend)
+        self.max_context = min(self.config.max_context or shape.max_context, shape.max_context)
+        pages = _pages(self.config, loaded)
+        self.tree = PrefixTree(pages, self.config.page_size)
+        self.pool = KVPool(
+            shape.layers,
+            shape.kv_heads,
+            pages * self.config.page_size,
+            shape.head_dim,
+            shape.dtype,
+            shape.device,
+        )
+        self.counters = Counters(self.pool.bytes_per_token, self.config.page_size)
+        self.sampler = Sampler(self.config.seed)
+        self._namespace = Namespace(model=loaded.name, dtype=str(shape.dtype))
+        self._waiting: deque[Sequence] = deque()
+        self._running: list[Sequence] = []
+        self._batch: Batch | None = None
+        self._next_id = 0
+        self._arrivals = 0
+
+    # -- requests ---------------------------------------------------------------------------------
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._waiting or self._running)
+
+    @property
+    def running(self) -> int:
+        return len(self._running)
+
+    @property
+    def waiting(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def capacity(self) -> int:
+        """Tokens the pool can hold when one sequence has it alone."""
+        return (self.tree.num_pages - 1) * self.config.page_size
+
+    def add(self, prompt: list[int], params: SamplingParams, *, salt: str = "") -> Request:
+        """Queue a request; it runs in the following steps.
+
+        `prompt` must hold 1 to `max_context - 1` ids of the vocabulary (`encode` sees to that).
+        Answers end where the context ends. Requests share only with requests of the same `salt`.
+
+        Raises:
+            PromptError: prompt and answer could not fit in the pool even alone.
+        """
+        max_length = min(len(prompt) + params.max_tokens, self.max_context)
+        if max_length > self.capacity:
+            raise PromptError(
+                f"prompt and answer may take {max_length} tokens but the cache holds "
+                f"{self.capacity}: give more kv_memory, a shorter prompt, or a lower max_tokens"
+            )
+        request = Request(self._next_id, len(prompt), params, time.perf_counter())
+        self._next_id += 1
+        has_text = self.loaded.tokenizer is not None
+        for index in range(params.n):
+            own = salt if self.config.share else f"{salt}#{request.id}.{index}"
+            sequence = Sequence(
+                request=request,
+                index=index,
+                namespace=replace(self._namespace, salt=own),
+                tokens=list(prompt),
+                prompt_length=len(prompt),
+                max_length=max_length,
+                sampling=SequenceSampling.start(
+                    params, prompt, index, request.id, self.config.seed
+                ),
+                stream=TextStream(self._decode, params.stop) if has_text else None,
+                arrival=self._arrivals,
+            )
+            self._arrivals += 1
+            request.sequences.append(sequence)
+            self._waiting.append(sequence)
+        self.counters.took(request)
+        return request
+
+    def abort(self, request: Request) -> None:
+        """End a request now; its memory is free for the next step.
+
+        Ending a finished one does nothing.
+        """
+        for sequence in request.sequences:
+            if sequence.finish_reason is None:
+                self._end(sequence, "abort", None, None)
+                self._release(sequence)
+        self._waiting = deque(s for s in self._waiting if s.finish_reason is None)
+        self._running = [s for s in self._running if s.finish_reason is None]
+
+    def abort_all(self) -> list[Request]:
+        """End every request there is; returns them."""
+        requests = {s.request.id: s.request for s in (*self._running, *self._waiting)}
+        for request in requests.values():
+            self.abort(request)
+        return list(requests.values())
+
+    def reset(self) -> None:
+        """Start the statistics anew. The cache stays as it is."""
+        self.counters = Counters(self.pool.bytes_per_token, self.config.page_size)
+
+    def stats(self) -> PrefixStats:
+        """Statistics since the last `reset`."""
+        return self.counters.stats(self.backend.name)
+
+    def progress(self, done: int, total: int, seconds: float) -> Progress:
+        """How far `total` requests are, `seconds` after they were handed over."""
+        counters = self.counters
+        return Progress(
+            done=done,
+            total=total,
+            computed_prompt_tokens=counters.computed_prompt_tokens,
+            generated_tokens=counters.generated_tokens,
+            running=self.running,
+            waiting=self.waiting,
+            elapsed=seconds,
+            tokens_per_second=counters.generated_tokens / seconds if seconds else 0.0,
+            eta_seconds=seconds * (total - done) / done if done else None,
+        )
+
+    def _decode(self, ids: list[int]) -> str:
+        return self.loaded.tokenizer.decode(ids) if self.loaded.tokenizer else ""
+
+    # -- one step -------------------------------------------------------------------------------
+
+    def step(self) -> list[Event]:
+        """Admit, compute one batch, sample. Returns one event per token written or sequence ended.
+
+        With nothing to do it returns an empty list at once. The order of events is that of the
+        sequences' admission.
+        """
+        clock = Clock(self.counters)
+        self._admit()
+        batch = self._next_batch()
+        clock.lap("planning")
+        if batch is None:
+            return []
+        logits = self.loaded.packed.forward(self._packed(batch))
+        clock.lap("forward")
+        for node, fresh in zip(batch.nodes, batch.fresh, strict=True):
+            self.tree.commit(node, node.computed + fresh)
+        self.counters.stepped(batch.rows, *self._held())
+        clock.lap("planning")
+        events = self._sample(batch, logits, clock)
+        if self.config.debug:
+            self.tree.check()
+        return events
+
+    def _admit(self) -> None:
+        """Move waiting sequences to the running ones while the batch and the memory have room."""
+        if not self._waiting or len(self._running) >= self.config.max_batch:
+            return
+        by_id = {s.arrival: s for s in self._waiting}
+        admitted: set[int] = set()
+        order = self.policy.order([_candidate(s) for s in self._waiting])
+        for arrival in order:
+            if len(self._running) >= self.config.max_batch:
+                break
+            sequence = by_id[arrival]
+            if not self._start(sequence):
+                break
+            admitted.add(arrival)
+        if admitted:
+            self._waiting = deque(s for s in self._waiting if s.arrival not in admitted)
+
+    def _start(self, sequence: Sequence) -> bool:
+        """Lease a waiting sequence's tokens; False if that must wait for memory."""
+        tree = self.tree
+        if (
+            self._running
+        ):  # leave every runner a page to grow into, or it would be preempted at once
+            match = tree.match(sequence.namespace, sequence.tokens)
+            if match.needed_pages + 1 + len(self._running) > match.available_pages:
+                return False
+        room = sequence.max_length - sequence.length
+        try:
+            sequence.lease = tree.acquire(sequence.namespace, sequence.tokens, room=room)
+        except OutOfPages:
+            if self._running:
+                return False
+            tree.clear()  # alone, and still no room: fragments of old texts are in the way
+            sequence.lease = tree.acquire(sequence.namespace, sequence.tokens, room=room)
+        self._running.append(sequence)
+        return True
+
+    def _next_batch(self) -> Batch | None:
+        """The batch of this step: the last one moved on if it still fits, else a new one."""
+        batch = self._batch
+        if (
+            batch is not None
+            and batch.uniform
+            and batch.epoch == self.tree.epoch
+            and len(batch.ready) == len(self._running)
+        ):
+            batch.advance([sequence.tokens[-1] for sequence in batch.ready])
+            return batch
+        by_phase = sorted(self._running, key=lambda s: not s.decoding)
+        selection = select(self.tree, by_phase, self.config.max_step_tokens)
+        self.counters.computed_prompt_tokens += selection.computed_prompt_tokens
+        self.counters.plans += 1
+        self._batch = build(selection, group=self.loaded.shape.group, epoch=self.tree.epoch)
+        return self._batch
+
+    def _packed(self, batch: Batch) -> PackedStep:
+        device = self.loaded.shape.device
+        rows = batch.logit_rows if len(batch.logit_rows) else batch.logit_rows[:0]
+        return PackedStep(
+            tokens=torch.from_numpy(batch.tokens).to(device),
+            positions=torch.from_numpy(batch.positions).to(device),
+            slots=torch.from_numpy(batch.slots).to(device),
+            logit_rows=torch.from_numpy(rows).to(device),
+            work=batch.work,
+            store=self.pool,
+            backend=self.backend,
+        )
+
+    def _sample(self, batch: Batch, logits: torch.Tensor, clock: Clock) -> list[Event]:
+        """Sample for every ready sequence, end those that are done, give the others a slot."""
+        if not batch.ready:
+            return []
+        sampled = self.sampler.sample(logits, [s.sampling for s in batch.ready])
+        clock.lap("sampling")
+        now = time.perf_counter()
+        events: list[Event] = []
+        for row, sequence in enumerate(batch.ready):
+            request = sequence.request
+            sequence.decoding = True
+            if request.first_token is None:
+                request.first_token = now
+                self.counters.first_token_seconds.append(now - request.arrived)
+            if sampled.ok[row]:
+                logprob = sampled.logprobs[row] if sampled.logprobs else None
+                events.append(self._write(sequence, sampled.ids[row], logprob))
+            else:
+                request.error = "the model's logits are not numbers (NaN or infinite)"
+                events.append(self._end(sequence, "error", None, None))
+        clock.lap("text")
+        for sequence in batch.ready:  # first those that give memory back, then those that need some
+            if sequence.finish_reason is not None:
+                self._release(sequence)
+        for sequence in batch.ready:
+            if sequence.finish_reason is None:
+                self._grow(sequence)
+        self._running = [s for s in self._running if s.lease is not None]
+        clock.lap("planning")
+        return events
+
+    def _write(self, sequence: Sequence, token: int, logprob: RowLogprob | None) -> Event:
+        """Add a sampled token to a sequence and see whether that ends it."""
+        params = sequence.request.params
+        sequence.tokens.append(token)
+        self.counters.generated_tokens += 1
+        if logprob is not None:
+            sequence.logprobs.append(logprob.named(self._decode))
+        if token in params.stop_token_ids:
+            return self._end(sequence, "stop", token, token)
+        if token in self.loaded.eos_token_ids and not params.ignore_eos:
+            return self._end(sequence, "stop", None, token)
+        stream = sequence.stream
+        text = ""
+        if stream is not None:
+            text = stream.push(token)
+            sequence.text += text
+            if stream.stopped is not None:
+                return self._end(sequence, "stop", stream.stopped, token, text)
+        if sequence.length >= sequence.max_length:
+            return self._end(sequence, "length", None, token, text)
+        return Event(sequence.request, sequence, token, text)
+
+    def _end(
+        self,
+        sequence: Sequence,
+        reason: FinishReason,
+        stop: str | int | None,
+        token: int | None,
+        text: str = "",
+    ) -> Event:
+        """Close a sequence's text; its lease is dropped by the caller."""
+        sequence.finish_reason = reason
+        sequence.stop = stop
+        if sequence.stream is not None and sequence.stream.stopped is None:
+            rest = sequence.stream.finish()
+            sequence.text += rest
+            text += rest
+        return Event(sequence.request, sequence, token, text)
+
+    # -- memory ---------------------------------------------------------------------------------
+
+    def _release(self, sequence: Sequence) -> None:
+        if sequence.lease is not None:
+            self.tree.release(sequence.lease)
+            sequence.lease = None
+
+    def _grow(self, sequence: Sequence) -> None:
+        """Give a sequence's new token a slot, preempting the youngest (itself at last) for it."""
+        while sequence.lease is not None:
+            try:
+                self.tree.extend(sequence.lease, sequence.tokens[-1:])
+            except OutOfPages:
+                self._preempt(self._youngest())
+            else:
+                return
+
+    def _youngest(self) -> Sequence:
+        return max((s for s in self._running if s.lease is not None), key=lambda s: s.arrival)
+
+    def _preempt(self, sequence: Sequence) -> None:
+        """Put a running sequence back in line with all its tokens.
+
+        Its computed pages stay as cache.
+        """
+        alone = sum(s.lease is not None for s in self._running) == 1
+        self._release(sequence)
+        sequence.decoding = False
+        self.counters.preemptions += 1
+        self._waiting.appendleft(sequence)
+        if alone:  # it fits, but not among the fragments of texts that are done
+            self.tree.clear()
+
+    def _held(self) -> tuple[int, int]:
+        """Pages that running sequences pin, and tokens that they would hold unshared."""
+        held = self.tree.used_pages - self.tree.evictable_pages
+        return held, sum(sequence.length for sequence in self._running)
+
+
+def _candidate(sequence: Sequence) -> Candidate:
+    return Candidate(
+        id=sequence.arrival,
+        arrival=sequence.arrival,
+        tokens=sequence.length,
+        preempted=sequence.generated > 0,
+    )
+
+
+def _pages(config: EngineConfig, loaded: LoadedModel) -> int:
+    """Pages in the pool, the scratch page among them."""
+    shape = loaded.shape
+    token_bytes = 2 * shape.layers * shape.kv_heads * shape.head_dim * shape.dtype.itemsize
+    memory = config.kv_bytes()
+    if memory is None:
+        memory = available_memory() // 4
+        if shape.device.type == "cuda":
+            memory = torch.cuda.mem_get_info(shape.device)[0] // 2
+    useful = config.max_batch * min(config.max_context or shape.max_context, shape.max_context)
+    pages = min(memory // token_bytes, 2 * useful) // config.page_size
+    if pages < 2:
+        raise ParameterError(
+            f"kv_memory of {memory} bytes holds {pages} pages of {config.page_size} tokens "
+            f"({token_bytes} bytes each): give at least {3 * config.page_size * token_bytes}"
+        )
+    return pages

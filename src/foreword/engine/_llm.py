@@ -1,0 +1,213 @@
+"""`LLM`: the synchronous face of the engine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from foreword._errors import ForewordError, ParameterError, PromptError
+from foreword.engine._config import EngineConfig
+from foreword.engine._engine import Engine
+from foreword.engine._params import SamplingParams
+from foreword.engine._prompts import Prompt, as_many, encode
+from foreword.engine._results import Chunk, Progress, Result
+from foreword.models import LoadedModel, load_model
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from os import PathLike
+
+    from foreword.engine._sequence import Request
+    from foreword.engine._stats import PrefixStats
+    from foreword.models import Tokenizer
+    from foreword.scheduling import Policy
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C during `LLM.generate`: `results` holds what every request had by then, in order."""
+
+    def __init__(self, results: list[Result]) -> None:
+        super().__init__("interrupted; partial results are in .results")
+        self.results = results
+
+
+class LLM:
+    """A model with an engine around it.
+
+        llm = LLM("nano")
+        results = llm.generate(["Once upon", "Once more"], SamplingParams(max_tokens=32))
+
+    Requests share whatever prefixes they have in common; nothing needs to be declared. One thread
+    at a time may use an `LLM`; `AsyncLLM` is for many.
+
+    Args:
+        model: `"nano"`, a directory, a hub id, or a `LoadedModel`.
+        dtype, device: as `load_model`.
+        policy: admission order, default first come, first served.
+        config: fields of `EngineConfig` (`kv_memory`, `max_batch`, `share`, ...).
+
+    Raises:
+        ModelError: the model cannot be loaded or is not supported.
+        ParameterError: a limit makes no sense.
+    """
+
+    def __init__(
+        self,
+        model: str | PathLike[str] | LoadedModel = "nano",
+        *,
+        dtype: str = "auto",
+        device: str = "auto",
+        policy: Policy | None = None,
+        **config: Any,
+    ) -> None:
+        settings = _settings(config)
+        if not isinstance(model, LoadedModel):
+            model = load_model(model, dtype=dtype, device=device)
+        self.engine = Engine(model, settings, policy=policy)
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        return self.engine.loaded.tokenizer
+
+    @property
+    def stats(self) -> PrefixStats:
+        """Statistics since the last call of `generate` or `as_completed` began."""
+        return self.engine.stats()
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        on_progress: Callable[[Progress], None] | None = None,
+    ) -> list[Result]:
+        """Answer one or many prompts; results come back in the order of the prompts.
+
+        Args:
+            prompts: a text, a list of token ids, or a list of either.
+            params: one for all, or one per prompt; default greedy, 16 tokens.
+            on_progress: called after each step.
+
+        Raises:
+            PromptError: a prompt is unusable; it is named, and nothing has run.
+            Interrupted: Ctrl-C; carries what there is.
+        """
+        many = _pair(as_many(prompts), params)
+        ids = [self._encode(prompt, f"prompt {i}") for i, (prompt, _) in enumerate(many)]
+        self.engine.reset()
+        requests = [self._add(i, p, many[i][1]) for i, p in enumerate(ids)]
+        try:
+            for _ in self._run(requests, on_progress):
+                pass
+        except KeyboardInterrupt:
+            for request in requests:
+                self.engine.abort(request)
+            raise Interrupted([_result(r, i) for i, r in enumerate(requests)]) from None
+        return [_result(request, i) for i, request in enumerate(requests)]
+
+    def as_completed(
+        self,
+        prompts: Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        on_progress: Callable[[Progress], None] | None = None,
+    ) -> Iterator[Result]:
+        """Answer many prompts, each result as soon as it is there (`Result.index` says which).
+
+        An unusable prompt becomes a result with an `error` and no outputs; the others run. Closing
+        the iterator early aborts what is left.
+        """
+        self.engine.reset()
+        requests: list[Request] = []
+        order: dict[int, int] = {}
+        for i, (prompt, one) in enumerate(_pair(as_many(prompts), params)):
+            try:
+                request = self._add(i, self._encode(prompt, f"prompt {i}"), one)
+            except ForewordError as error:
+                yield Result(index=i, prompt_tokens=0, outputs=(), error=str(error))
+                continue
+            requests.append(request)
+            order[request.id] = i
+        try:
+            for request in self._run(requests, on_progress):
+                yield _result(request, order[request.id])
+        finally:
+            for request in requests:
+                self.engine.abort(request)
+
+    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[Chunk]:
+        """Answer one prompt piece by piece; a chunk per token, the last with its `finish_reason`.
+
+        Closing the iterator early aborts the request.
+
+        Raises:
+            PromptError: the prompt is unusable.
+        """
+        ids = self._encode(prompt, "the prompt")
+        self.engine.reset()
+        request = self._add(0, ids, params or SamplingParams())
+        try:
+            while not request.finished:
+                for event in self.engine.step():
+                    yield event.chunk()
+        finally:
+            self.engine.abort(request)
+
+    def close(self) -> None:
+        """Drop the cache. The model's memory goes with the last reference to this object."""
+        self.engine.tree.clear()
+
+    def _encode(self, prompt: object, name: str) -> list[int]:
+        return encode(
+            prompt,
+            tokenizer=self.tokenizer,
+            vocab=self.engine.loaded.shape.vocab,
+            max_context=self.engine.max_context,
+            name=name,
+        )
+
+    def _add(self, index: int, ids: list[int], params: SamplingParams) -> Request:
+        try:
+            return self.engine.add(ids, params)
+        except PromptError as error:
+            raise PromptError(f"prompt {index}: {error}") from None
+
+    def _run(
+        self, requests: list[Request], on_progress: Callable[[Progress], None] | None
+    ) -> Iterator[Request]:
+        """Step until all are finished; yields each request when its last answer ends."""
+        started = time.perf_counter()
+        done = 0
+        while done < len(requests) and self.engine.has_work:
+            ended = [e.request for e in self.engine.step() if e.sequence.finish_reason is not None]
+            complete = {r.id: r for r in ended if r.finished}
+            done += len(complete)
+            yield from complete.values()
+            if on_progress is not None:
+                seconds = time.perf_counter() - started
+                on_progress(self.engine.progress(done, len(requests), seconds))
+
+
+def _settings(config: dict[str, Any]) -> EngineConfig:
+    try:
+        return EngineConfig(**config)
+    except TypeError as error:
+        from dataclasses import fields
+
+        known = ", ".join(f.name for f in fields(EngineConfig))
+        raise ParameterError(f"{error}; the engine's settings are {known}") from None
+
+
+def _pair(
+    prompts: Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None
+) -> list[tuple[Prompt, SamplingParams]]:
+    if params is None or isinstance(params, SamplingParams):
+        return [(prompt, params or SamplingParams()) for prompt in prompts]
+    if len(params) != len(prompts):
+        raise ParameterError(f"{len(prompts)} prompts but {len(params)} sampling parameters")
+    return list(zip(prompts, params, strict=True))
+
+
+def _result(request: Request, index: int) -> Result:
+    return request.result(index)

@@ -1,0 +1,102 @@
+"""One answer being written: its tokens, its lease on the tree, and what it has to say so far."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from foreword.engine._results import Output, Result, TokenLogprob
+from foreword.engine._text import TextStream
+
+if TYPE_CHECKING:
+    from foreword.cache import Lease, Namespace, Node, PrefixTree
+    from foreword.engine._params import SamplingParams
+    from foreword.engine._results import FinishReason
+    from foreword.engine._sampler import SequenceSampling
+
+
+@dataclass(eq=False, slots=True)
+class Sequence:
+    """One of a request's `n` answers.
+
+    `tokens` is prompt and answer together and is never lost: a preempted sequence drops its lease
+    and takes a new one on the same tokens later. The last token is always *pending*: sampled, not
+    yet computed. Invariant while running: the lease covers exactly `tokens`.
+    """
+
+    request: Request
+    index: int
+    namespace: Namespace
+    tokens: list[int]
+    prompt_length: int
+    max_length: int
+    sampling: SequenceSampling
+    stream: TextStream | None
+    arrival: int
+    lease: Lease | None = None
+    decoding: bool = False
+    finish_reason: FinishReason | None = None
+    stop: str | int | None = None
+    text: str = ""
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    _path: tuple[Node, ...] = ()
+    _path_epoch: int = -1
+
+    @property
+    def length(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def generated(self) -> int:
+        return len(self.tokens) - self.prompt_length
+
+    @property
+    def node(self) -> Node:
+        """The node that ends with this sequence's last token; only while it runs."""
+        assert self.lease is not None
+        return self.lease.node
+
+    def path(self, tree: PrefixTree) -> tuple[Node, ...]:
+        """The sequence's nodes, root first; walked again only when the tree's epoch moved."""
+        if self._path_epoch != tree.epoch:
+            assert self.lease is not None
+            self._path = tree.path(self.lease)
+            self._path_epoch = tree.epoch
+        return self._path
+
+    def output(self) -> Output:
+        """This answer as the user sees it, finished or not."""
+        return Output(
+            index=self.index,
+            text=self.text,
+            token_ids=tuple(self.tokens[self.prompt_length :]),
+            finish_reason=self.finish_reason or "abort",
+            stop=self.stop,
+            logprobs=tuple(self.logprobs) if self.request.params.logprobs is not None else None,
+        )
+
+
+@dataclass(eq=False, slots=True)
+class Request:
+    """What one caller asked for: a prompt, parameters, and the sequences that answer it."""
+
+    id: int
+    prompt_length: int
+    params: SamplingParams
+    arrived: float
+    sequences: list[Sequence] = field(default_factory=list)
+    first_token: float | None = None
+    error: str | None = None
+
+    @property
+    def finished(self) -> bool:
+        return all(sequence.finish_reason is not None for sequence in self.sequences)
+
+    def result(self, index: int) -> Result:
+        """What there is of the answers, finished or not, as number `index` of what was asked."""
+        return Result(
+            index=index,
+            prompt_tokens=self.prompt_length,
+            outputs=tuple(sequence.output() for sequence in self.sequences),
+            error=self.error,
+        )
