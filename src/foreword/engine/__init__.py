@@ -4,7 +4,7 @@ from foreword.engine._async import AsyncLLM
 from foreword.engine._config import EngineConfig, parse_bytes
 from foreword.engine._engine import Engine, Event
 from foreword.engine._llm import LLM, Interrupted
-from foreword.engine._params import SamplingParams
+from foreword.engine._params import SamplingParams, from_openai
 from foreword.engine._results import Chunk, Output, Progress, Result, TokenLogprob
 from foreword.engine._sequence import Request
 from foreword.engine._stats import PrefixStats
@@ -24,5 +24,6 @@ __all__ = [
     "Result",
     "SamplingParams",
     "TokenLogprob",
+    "from_openai",
     "parse_bytes",
 ]
