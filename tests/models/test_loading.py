@@ -26,6 +26,11 @@ def test_loads_a_directory(directory):
     assert loaded.tokenizer is None
 
 
+def test_loading_is_silent(directory, capfd):
+    load_model(directory)
+    assert capfd.readouterr() == ("", "")
+
+
 def test_dtype_by_name(directory):
     assert load_model(directory, dtype="bf16").shape.dtype == torch.bfloat16
     with pytest.raises(ForewordError, match="int7"):

@@ -7,6 +7,7 @@ directory is said here, before any request is taken.
 from __future__ import annotations
 
 import os
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ from foreword.models._support import TESTED_TYPES, refuse_unsupported
 from foreword.models._tokenizer import Tokenizer
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from os import PathLike
 
 NANO = "nano"
@@ -163,14 +165,15 @@ def _load_weights(
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise ModelError(f"{name}: {config.model_type!r} is not a causal language model")
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            path,
-            config=config,
-            dtype=dtype,
-            use_safetensors=True,
-            output_loading_info=True,
-            local_files_only=local,
-        )
+        with _quiet():
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                path,
+                config=config,
+                dtype=dtype,
+                use_safetensors=True,
+                output_loading_info=True,
+                local_files_only=local,
+            )
     except Exception as error:
         raise ModelError(f"cannot load the weights of {name!r}: {error}") from error
     model, info = loaded
@@ -181,6 +184,21 @@ def _load_weights(
             f"{missing[0]!r} among them"
         )
     return model.to(device)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' progress bars: a library leaves talking to the program around it."""
+    import transformers
+
+    logging: Any = transformers.utils.logging
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _shape(model: Any) -> ModelShape:
