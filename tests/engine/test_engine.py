@@ -269,3 +269,9 @@ def test_bfloat16_differs_no_more_than_reordering_does(plain_model):
             for token, _, logprob in result.outputs[0].logprobs[0].top
         )
     assert errors[True] <= 2 * errors[False] + 1e-3
+
+
+def test_identical_answers_leave_no_chain_of_nodes(llm):
+    prompt = _text(random.Random(0), 20)
+    llm.generate([prompt] * 5, SamplingParams(max_tokens=30))
+    assert [len(node.tokens) for node in llm.engine.tree.nodes()] == [49]

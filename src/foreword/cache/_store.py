@@ -123,6 +123,31 @@ class NodeStore:
         self.epoch += 1
         return upper
 
+    def join(self, upper: Node) -> None:
+        """Undo a split: an only child that lies right behind takes its parent in.
+
+        The child keeps its identity, as the lower half does in `split`. Does nothing if a lease
+        ends between the two. O(tokens of the child).
+        """
+        parent, lower = upper.parent, upper.continuation
+        if parent is None or lower is None:
+            return
+        if len(upper.children) > 1 or upper.pins != lower.pins:
+            return
+        upper.tokens += lower.tokens
+        join_runs(upper.runs, lower.runs)
+        lower.tokens = upper.tokens
+        lower.runs = upper.runs
+        lower.start = upper.start
+        lower.computed += upper.computed  # while the upper one is pending, the lower has none
+        lower.parent = parent
+        parent.children[lower.tokens[0]] = lower
+        if parent.continuation is upper:
+            parent.continuation = lower
+        upper.parent = None
+        self.num_nodes -= 1
+        self.epoch += 1
+
     def pin(self, node: Node, now: int) -> None:
         """Count one more lease through a node."""
         if not node.pins:

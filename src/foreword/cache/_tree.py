@@ -209,7 +209,8 @@ class PrefixTree:
         In place, if no other lease passes through its node and nothing hangs below: then the node's
         last run grows, and only where it cannot is there a new run. Otherwise the lease moves on
         to a child: to nodes that hold these tokens already, as `acquire` does, and a new one for
-        the rest.
+        the rest. When the last lease that ended in a node has moved on to its only child, the two
+        become one, so answers that go on saying the same never leave a chain of short nodes.
 
         Raises:
             OutOfPages: it cannot fit; the tree and the lease are exactly as before.
@@ -238,6 +239,7 @@ class PrefixTree:
             route = find_route(node, tokens, room, store)
             self._require_pages(route.needed, route.available)
             lease._node = self._follow(node, route, tokens, room, node.last_used)
+            store.join(node)
 
     def fork(self, lease: Lease) -> Lease:
         """A second lease on the same path, with the same expectation to grow."""
