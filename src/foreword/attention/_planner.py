@@ -185,8 +185,7 @@ def _emit(
 
 
 def _fold(items: list[_Item], group: int) -> None:
-    """Let children re-read a short run of their parent's where that moves fewer bytes. Mutates
-    `items`.
+    """Fold parents' short runs into children where that moves fewer bytes. Mutates `items`.
 
     A parent's run of length l that ends where the run of a child group of s rows begins can be read
     by the child's item instead. Per key/value head of dimension d that costs at most 4 l d bytes,

@@ -140,11 +140,6 @@ class SequenceSampling:
             counts = _TokenCounts(prompt if params.repetition_penalty != 1.0 else ())
         return cls(params, random, counts)
 
-    def append(self, token: int) -> None:
-        """Count a token that now belongs to the answer. Mutates; O(1), no-op without penalties."""
-        if self.counts is not None:
-            self.counts.add(token)
-
     @property
     def plain(self) -> bool:
         """Whether the largest raw logit decides: greedy, and no penalties."""
@@ -167,10 +162,10 @@ class Sampler:
     def sample(self, logits: Tensor, states: Sequence[SequenceSampling]) -> Sampled:
         """The next token of each row.
 
-        Mutates the states: a random row that is ok draws one number from its stream. It does not
-        count the token: `append` does, once the token is taken. `logits` is not written. When every
-        row is greedy without penalties or logprobs this is one maximum over the rows. No rows:
-        empty results.
+        Mutates the states: a random row draws one number from its stream, and a row with penalties
+        counts its token as generated. A row that is not ok leaves its state as it was. `logits` is
+        not written. When every row is greedy without penalties or logprobs this is one maximum
+        over the rows. No rows: empty results.
 
         Args:
             logits: [rows, vocabulary], any floating dtype; everything is computed in fp32 (sums of
@@ -197,6 +192,9 @@ class Sampler:
             for row, token in zip(shaped, drawn, strict=True):
                 ids[row] = token
         ids = [token if good else -1 for token, good in zip(ids, ok, strict=True)]
+        for token, good, state in zip(ids, ok, states, strict=True):
+            if good and state.counts is not None:
+                state.counts.add(token)
         wanted = [
             row for row in range(len(ids)) if ok[row] and states[row].params.logprobs is not None
         ]

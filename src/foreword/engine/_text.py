@@ -118,7 +118,7 @@ class TextStream:
 
         A place is inside no character if both sides decode to the whole and what follows is longer
         than any character that might be open there. Of as many neighbouring places as a character
-        has bytes, one at least is inside none.
+        has bytes one is such, unless the tokens straddle characters all along.
         """
         window = self._window
         last = len(window) - _WINDOW

@@ -1,0 +1,199 @@
+"""`foreword batch`: a file of requests in, a file of answers out, and it may be killed between."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from foreword.cli import _options as options
+from foreword.cli._console import note, print_json
+from foreword.cli._load import load_llm
+from foreword.cli._progress import ProgressDisplay
+
+if TYPE_CHECKING:
+    from foreword.serving import ResultFile
+
+
+def batch(
+    source: Annotated[
+        Path, typer.Argument(metavar="INPUT", help="Requests, one JSON object per line.")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="File for the answers.")],
+    model: Annotated[
+        str, typer.Option("--model", "-m", help='"nano", a model directory, or a hub id.')
+    ] = "nano",
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Drop what OUT holds instead of going on with it.")
+    ] = False,
+    max_tokens: Annotated[
+        int, typer.Option(help="Most tokens of an answer, where a line does not say.")
+    ] = 16,
+    temperature: Annotated[
+        float | None,
+        typer.Option(help="Where a line does not say. [default: 1 for OpenAI lines, 0 for bare]"),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of lines that bring no seed.")] = 0,
+    kv_memory: options.KvMemoryOption = None,
+    max_batch: options.MaxBatchOption = 256,
+    no_share: options.NoShareOption = False,
+    backend: options.BackendOption = "auto",
+    dtype: options.DtypeOption = "auto",
+    device: options.DeviceOption = "auto",
+    threads: options.ThreadsOption = None,
+    page_size: options.PageSizeOption = 8,
+    max_context: options.MaxContextOption = None,
+    as_json: options.JsonOption = False,
+    quiet: options.QuietOption = False,
+    debug: options.DebugOption = False,
+) -> int:
+    """Answer a file of requests.
+
+    INPUT holds OpenAI's batch lines ({"custom_id", "method", "url", "body"}; /v1/completions and
+    /v1/chat/completions) or bare ones ({"prompt": ..., "id": ..., and sampling fields}). OUT gets
+    OpenAI's output lines in the order in which requests finish; a line that cannot be run gets an
+    error record. The model a line names is not looked at: --model answers all.
+
+    Interrupted or killed, the same command goes on where it stopped. OUT.meta.json says what OUT
+    belongs to; OUT is refused for another input, model or setting, unless --overwrite.
+    """
+    from foreword.serving import BatchFileError, ResultFile, summarise
+
+    summary = summarise(source)
+    if out.exists() and source.samefile(out):
+        raise BatchFileError(f"--out is the input itself: {source} would be overwritten")
+    identity: dict[str, Any] = {
+        "input": source.name,
+        "input_sha256": summary.sha256,
+        "model": _model_identity(model),
+        "dtype": dtype,
+        "max_tokens": max_tokens,
+        "temperature": temperature,
+        "seed": seed,
+        "max_context": max_context,
+    }
+    with ResultFile(out, identity, overwrite=overwrite) as results:
+        try:
+            report = _run(
+                source,
+                results,
+                total=summary.requests,
+                model=model,
+                defaults={"max_tokens": max_tokens, "temperature": temperature, "seed": seed},
+                quiet=quiet,
+                dtype=dtype,
+                device=device,
+                threads=threads,
+                kv_memory=kv_memory,
+                max_batch=max_batch,
+                share=not no_share,
+                backend=backend,
+                page_size=page_size,
+                max_context=max_context,
+            )
+        except KeyboardInterrupt:  # while the model loads, or the second Ctrl-C
+            report = {**_nothing_done(results), "interrupted": True}
+        done = f"{len(results.finished)} of {summary.requests}"
+    if as_json:
+        print_json({**report, "model": model, "out": str(out)})
+    else:
+        print(f"{done} requests have a record in {out}")
+    if report["failed"]:
+        note(f"{report['failed']} of them are error records", quiet=quiet)
+    if report["interrupted"]:
+        note(f"interrupted: {done} results are kept in {out}; the same command goes on from there")
+        return 130
+    return 1 if report["failed"] else 0
+
+
+def _run(
+    source: Path,
+    results: ResultFile,
+    *,
+    total: int,
+    model: str,
+    defaults: dict[str, Any],
+    quiet: bool,
+    **settings: Any,
+) -> dict[str, Any]:
+    """Answer what is left; the report as JSON-ready values."""
+    from foreword.serving import BatchDefaults, read_lines, run_batch
+
+    skipped = len(results.finished)
+    if skipped:
+        note(f"{results.path} holds {skipped} of {total} results already", quiet=quiet)
+    if skipped == total:  # spare the model
+        return _nothing_done(results)
+    with ProgressDisplay(quiet=quiet) as display:
+        display.phase(f"loading {model}")
+        from foreword.engine import SamplingParams
+
+        given = {name: value for name, value in defaults.items() if value is not None}
+        SamplingParams(**given)  # wrong defaults are everybody's error, not every line's
+        llm = load_llm(display, model, **settings)
+        display.phase("answering")
+        with _stop_on_interrupt() as stopped:
+            report = run_batch(
+                llm,
+                read_lines(source),
+                results,
+                total=total,
+                model=model,
+                defaults=BatchDefaults(**defaults),
+                on_progress=display.update,
+                should_stop=lambda: bool(stopped),
+            )
+        display.stop()
+        if not report.interrupted:
+            note(report.stats.summary(), quiet=quiet)
+    return report.to_dict()
+
+
+def _nothing_done(results: ResultFile) -> dict[str, Any]:
+    numbers = (
+        "requests prompt_tokens computed_prompt_tokens shared_prompt_tokens generated_tokens "
+        "kv_bytes_peak kv_bytes_unshared steps preemptions"
+    )
+    return {
+        **dict.fromkeys(numbers.split(), 0),
+        "dedup_ratio": 1.0,
+        "seconds": 0.0,
+        "tokens_per_second": 0.0,
+        "time_to_first_token": None,
+        "backend": None,
+        "failed": len(results.failed),
+        "skipped": len(results.finished),
+        "interrupted": False,
+    }
+
+
+def _model_identity(model: str) -> str:
+    """The model's name; a directory by its full path, wherever the command is given."""
+    path = Path(model).expanduser()
+    return str(path.resolve()) if path.is_dir() else model
+
+
+@contextmanager
+def _stop_on_interrupt() -> Iterator[list[int]]:
+    """Ctrl-C ends the run after the step it is in, a second one at once.
+
+    Yields a list that is empty until the first.
+    """
+    stopped: list[int] = []
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        if stopped:
+            raise KeyboardInterrupt
+        stopped.append(number)
+        note("stopping after this step; Ctrl-C again to stop at once")
+
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        yield stopped
+    finally:
+        signal.signal(signal.SIGINT, before)

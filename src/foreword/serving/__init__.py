@@ -1,0 +1,38 @@
+"""Batch files in and out, in OpenAI's shapes."""
+
+from foreword.serving._batch_lines import (
+    BatchLine,
+    BatchSummary,
+    parse_line,
+    read_lines,
+    summarise,
+)
+from foreword.serving._batch_run import BatchDefaults, BatchReport, line_params, run_batch
+from foreword.serving._chat import plain_chat, render_chat
+from foreword.serving._errors import BatchFileError, LineError
+from foreword.serving._prompt_file import read_prompt_file, text_prompts
+from foreword.serving._records import answer_record, chat_body, completion_body, error_record
+from foreword.serving._result_file import ResultFile
+
+__all__ = [
+    "BatchDefaults",
+    "BatchFileError",
+    "BatchLine",
+    "BatchReport",
+    "BatchSummary",
+    "LineError",
+    "ResultFile",
+    "answer_record",
+    "chat_body",
+    "completion_body",
+    "error_record",
+    "line_params",
+    "parse_line",
+    "plain_chat",
+    "read_lines",
+    "read_prompt_file",
+    "render_chat",
+    "run_batch",
+    "summarise",
+    "text_prompts",
+]

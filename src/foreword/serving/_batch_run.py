@@ -1,0 +1,205 @@
+"""Running a batch file: lines in, records out, at no time more of the file in memory than runs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any
+
+from foreword._errors import ForewordError
+from foreword.serving._batch_lines import BatchLine
+from foreword.serving._chat import render_chat
+from foreword.serving._errors import LineError
+from foreword.serving._records import answer_record, chat_body, completion_body, error_record
+
+if TYPE_CHECKING:
+    from foreword.engine import LLM, PrefixStats, Progress, Request, SamplingParams
+    from foreword.serving._result_file import ResultFile
+
+
+@dataclass(frozen=True, slots=True)
+class BatchDefaults:
+    """What holds for lines that do not say otherwise.
+
+    Attributes:
+        max_tokens: length of an answer.
+        temperature: None keeps each form's own default: OpenAI's 1.0 for lines in OpenAI's form,
+            greedy for bare lines.
+        seed: lines without a seed draw from this one and their line number, so that an interrupted
+            batch gives the answers it would have given in one go.
+    """
+
+    max_tokens: int = 16
+    temperature: float | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class BatchReport:
+    """What one run of a batch did.
+
+    Attributes:
+        requests: lines that got their record in this run, error records included.
+        failed: lines of the whole file whose record is an error.
+        skipped: lines that an earlier run had finished.
+        interrupted: whether it was asked to stop before the end.
+        stats: the engine's numbers for this run.
+    """
+
+    requests: int
+    failed: int
+    skipped: int
+    interrupted: bool
+    stats: PrefixStats
+
+    def to_dict(self) -> dict[str, Any]:
+        """The engine's numbers and the file's, as JSON-ready values."""
+        return {
+            **self.stats.to_dict(),
+            "requests": self.requests,
+            "failed": self.failed,
+            "skipped": self.skipped,
+            "interrupted": self.interrupted,
+        }
+
+
+def run_batch(
+    llm: LLM,
+    lines: Iterator[BatchLine | LineError],
+    out: ResultFile,
+    *,
+    total: int,
+    model: str,
+    defaults: BatchDefaults | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> BatchReport:
+    """Answer every line that has no record in `out` yet.
+
+    Takes new lines as old ones finish, so that the engine's batch stays full and a file of any
+    length fits in memory. Whatever happens, records that were written stay written.
+
+    Args:
+        llm: nobody else may use it meanwhile; its statistics start anew.
+        lines: what `read_lines` yields.
+        total: how many lines there are, for the progress.
+        model: the name that answers carry.
+        on_progress: called after each step.
+        should_stop: asked after each step; a yes ends the run with what is done.
+
+    Raises:
+        BatchFileError: the output cannot be written any more.
+    """
+    run = _Run(llm, out, model, defaults or BatchDefaults())
+    started = time.perf_counter()
+    engine = llm.engine
+    engine.reset()
+    limit = 2 * engine.config.max_batch  # enough in line that no seat stays empty for a step
+    skipped = len(out.finished)
+    interrupted = exhausted = False
+    try:
+        while True:
+            while not exhausted and engine.running + engine.waiting < limit:
+                line = next(lines, None)
+                exhausted = line is None
+                if line is not None:
+                    run.take(line)
+            if not engine.has_work:
+                break
+            for event in engine.step():
+                if event.sequence.finish_reason is not None and event.request.finished:
+                    run.finish(event.request)
+            if on_progress is not None:
+                seconds = time.perf_counter() - started
+                on_progress(engine.progress(len(out.finished), total, seconds))
+            if should_stop():
+                interrupted = len(out.finished) < total
+                break
+    finally:
+        engine.abort_all()
+    out.sync()
+    requests = len(out.finished) - skipped
+    return BatchReport(requests, len(out.failed), skipped, interrupted, engine.stats())
+
+
+class _Run:
+    """The lines that are with the engine, and how they get in and out."""
+
+    def __init__(self, llm: LLM, out: ResultFile, model: str, defaults: BatchDefaults) -> None:
+        self.llm = llm
+        self.out = out
+        self.model = model
+        self.defaults = defaults
+        self.running: dict[int, BatchLine] = {}
+
+    def take(self, line: BatchLine | LineError) -> None:
+        """Hand a line to the engine, or write the record that says why not."""
+        if isinstance(line, LineError):
+            if line.line not in self.out.finished:
+                self.out.write(error_record(line.line, line.custom_id, line.code, str(line)))
+            return
+        if line.number in self.out.finished:
+            return
+        try:
+            prompt = line.prompt
+            if line.kind == "chat":
+                prompt = render_chat(self.llm.tokenizer, prompt)  # type: ignore[arg-type]
+            params = line_params(line, self.defaults)
+            ids = self.llm._encode(prompt, "the prompt")
+            request = self.llm.engine.add(ids, params)
+        except ForewordError as error:
+            self._refuse(line, _code(error), str(error))
+            return
+        self.running[request.id] = line
+
+    def finish(self, request: Request) -> None:
+        """Write the record of a request that has ended."""
+        line = self.running.pop(request.id, None)
+        if line is None:  # one of its answers ended in the same step and it is written
+            return
+        result = request.result(line.number)
+        if result.error is not None:
+            self._refuse(line, "engine_error", result.error)
+            return
+        make = chat_body if line.kind == "chat" else completion_body
+        body = make(result, id=str(line.number), model=self.model, created=int(time.time()))
+        self.out.write(answer_record(line.number, line.custom_id, body))
+
+    def _refuse(self, line: BatchLine, code: str, message: str) -> None:
+        text = f"line {line.number}: {message}"
+        self.out.write(error_record(line.number, line.custom_id, code, text))
+
+
+def line_params(line: BatchLine, defaults: BatchDefaults) -> SamplingParams:
+    """The sampling parameters of a line.
+
+    Raises:
+        ParameterError: a field that is unknown or out of its limits.
+    """
+    from foreword.engine import from_openai
+
+    body: Mapping[str, Any] = line.body
+    temperature = defaults.temperature
+    if temperature is None and line.bare:
+        temperature = 0.0
+    if temperature is not None and body.get("temperature") is None:
+        body = {**body, "temperature": temperature}
+    params = from_openai(body, max_tokens=defaults.max_tokens)
+    if params.seed is None and not params.greedy:
+        params = replace(params, seed=_line_seed(defaults.seed, line.number))
+    return params
+
+
+def _line_seed(seed: int, number: int) -> int:
+    digest = sha256(f"{seed}/{number}".encode()).digest()
+    return int.from_bytes(digest[:8], "little", signed=True)
+
+
+def _code(error: ForewordError) -> str:
+    from foreword._errors import ParameterError, PromptError
+
+    if isinstance(error, PromptError):
+        return "invalid_prompt"
+    return "invalid_parameter" if isinstance(error, ParameterError) else "engine_error"
