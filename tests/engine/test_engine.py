@@ -275,3 +275,18 @@ def test_identical_answers_leave_no_chain_of_nodes(llm):
     prompt = _text(random.Random(0), 20)
     llm.generate([prompt] * 5, SamplingParams(max_tokens=30))
     assert [len(node.tokens) for node in llm.engine.tree.nodes()] == [49]
+
+
+def test_penalties_reach_the_sampler(llm):
+    plain = SamplingParams(max_tokens=40)
+    penalised = SamplingParams(max_tokens=40, frequency_penalty=2.0)
+    texts = [
+        llm.generate([3, 1, 4], params)[0].outputs[0].token_ids for params in (plain, penalised)
+    ]
+    assert len(set(texts[1])) > len(set(texts[0]))
+
+
+def test_cached_tokens_are_those_already_there(llm):
+    head = _text(random.Random(4), 30)
+    results = llm.generate([[*head, 1], [*head, 2], [*head, 2]], SamplingParams(max_tokens=1))
+    assert [result.cached_tokens for result in results] == [0, 30, 31]

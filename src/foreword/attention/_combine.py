@@ -63,7 +63,7 @@ class Combine:
         lse = torch.cat(lses).flatten(1, 2)
         (_, source), *deeper = self._levels
         if not deeper:
-            return AttentionState(take(out, source).to(dtype).contiguous(), take(lse, source))
+            return AttentionState(take(out, source).to(dtype), take(lse, source))
         empty = lse.new_full((1, lse.shape[1]), -torch.inf)
         weight, total = merge_weights(torch.cat((lse, empty))[self._table], dim=1)
         out = out.to(weight.dtype)

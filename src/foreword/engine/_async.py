@@ -123,7 +123,7 @@ class AsyncLLM:
         self, prompt: Prompt, params: SamplingParams, caller: _Caller, requests: list[Request]
     ) -> None:
         try:
-            ids = self._llm._encode(prompt, "the prompt")
+            ids = self._llm.encode(prompt)
             request = self._llm.engine.add(ids, params)
         except Exception as error:
             caller.send(error)

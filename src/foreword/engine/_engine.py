@@ -254,12 +254,11 @@ class Engine:
     def _start(self, sequence: Sequence) -> bool:
         """Lease a waiting sequence's tokens; False if that must wait for memory."""
         tree = self.tree
-        if (
-            self._running
-        ):  # leave every runner a page to grow into, or it would be preempted at once
-            match = tree.match(sequence.namespace, sequence.tokens)
-            if match.needed_pages + 1 + len(self._running) > match.available_pages:
-                return False
+        match = tree.match(sequence.namespace, sequence.tokens)
+        # Leave every runner a page to grow into, or somebody would be preempted at once.
+        reserve = 1 + len(self._running)
+        if self._running and match.needed_pages + reserve > match.available_pages:
+            return False
         room = sequence.max_length - sequence.length
         try:
             sequence.lease = tree.acquire(sequence.namespace, sequence.tokens, room=room)
@@ -268,6 +267,8 @@ class Engine:
                 return False
             tree.clear()  # alone, and still no room: fragments of old texts are in the way
             sequence.lease = tree.acquire(sequence.namespace, sequence.tokens, room=room)
+        if sequence.request.cached_tokens is None:
+            sequence.request.cached_tokens = match.length
         self._running.append(sequence)
         return True
 

@@ -94,7 +94,7 @@ class LLM:
             Interrupted: Ctrl-C; carries what there is.
         """
         many = _pair(as_many(prompts), params)
-        ids = [self._encode(prompt, f"prompt {i}") for i, (prompt, _) in enumerate(many)]
+        ids = [self.encode(prompt, f"prompt {i}") for i, (prompt, _) in enumerate(many)]
         self.engine.reset()
         requests = [self._add(i, p, many[i][1]) for i, p in enumerate(ids)]
         try:
@@ -123,7 +123,7 @@ class LLM:
         order: dict[int, int] = {}
         for i, (prompt, one) in enumerate(_pair(as_many(prompts), params)):
             try:
-                request = self._add(i, self._encode(prompt, f"prompt {i}"), one)
+                request = self._add(i, self.encode(prompt, f"prompt {i}"), one)
             except ForewordError as error:
                 yield Result(index=i, prompt_tokens=0, outputs=(), error=str(error))
                 continue
@@ -144,7 +144,7 @@ class LLM:
         Raises:
             PromptError: the prompt is unusable.
         """
-        ids = self._encode(prompt, "the prompt")
+        ids = self.encode(prompt, "the prompt")
         self.engine.reset()
         request = self._add(0, ids, params or SamplingParams())
         try:
@@ -154,11 +154,12 @@ class LLM:
         finally:
             self.engine.abort(request)
 
-    def close(self) -> None:
-        """Drop the cache. The model's memory goes with the last reference to this object."""
-        self.engine.tree.clear()
+    def encode(self, prompt: object, name: str = "the prompt") -> list[int]:
+        """Token ids of a prompt that this model can answer.
 
-    def _encode(self, prompt: object, name: str) -> list[int]:
+        Raises:
+            PromptError: it cannot; the message calls the prompt `name`.
+        """
         return encode(
             prompt,
             tokenizer=self.tokenizer,
@@ -166,6 +167,10 @@ class LLM:
             max_context=self.engine.max_context,
             name=name,
         )
+
+    def close(self) -> None:
+        """Drop the cache. The model's memory goes with the last reference to this object."""
+        self.engine.tree.clear()
 
     def _add(self, index: int, ids: list[int], params: SamplingParams) -> Request:
         try:

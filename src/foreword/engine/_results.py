@@ -99,12 +99,15 @@ class Result:
         prompt_tokens: its length in tokens.
         outputs: its `n` answers in order; empty when the request was refused.
         error: what went wrong with this request, else None.
+        cached_tokens: how many of the prompt's tokens were there when its first answer began,
+            left by earlier requests or brought by one that runs at the same time.
     """
 
     index: int
     prompt_tokens: int
     outputs: tuple[Output, ...]
     error: str | None = None
+    cached_tokens: int = 0
 
     @property
     def text(self) -> str:
@@ -118,6 +121,7 @@ class Result:
             "prompt_tokens": self.prompt_tokens,
             "outputs": [output.to_dict() for output in self.outputs],
             "error": self.error,
+            "cached_tokens": self.cached_tokens,
         }
 
 

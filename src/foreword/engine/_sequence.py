@@ -87,6 +87,7 @@ class Request:
     sequences: list[Sequence] = field(default_factory=list)
     first_token: float | None = None
     error: str | None = None
+    cached_tokens: int | None = None
 
     @property
     def finished(self) -> bool:
@@ -99,4 +100,5 @@ class Request:
             prompt_tokens=self.prompt_length,
             outputs=tuple(sequence.output() for sequence in self.sequences),
             error=self.error,
+            cached_tokens=self.cached_tokens or 0,
         )

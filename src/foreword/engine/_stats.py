@@ -16,7 +16,7 @@ class PrefixStats:
 
     Attributes:
         requests: prompts handed over, refused ones included.
-        prompt_tokens: sum of the prompts' lengths; a prompt counts once, whatever its `n`.
+        prompt_tokens: sum of the prompts' lengths, each times its `n`: every answer reads one.
         computed_prompt_tokens: prompt tokens run through the model, each time they were. That is
             the number of distinct tokens in the prompts' tree, plus one for each prompt whose
             last token was in the cache already and was run for its logits only, plus what was
@@ -25,12 +25,12 @@ class PrefixStats:
             preemption made more be computed again than sharing saved.
         generated_tokens: tokens sampled, over all answers.
         dedup_ratio: `prompt_tokens / computed_prompt_tokens`; 1.0 when there was no prompt.
-        kv_bytes_peak: most bytes of keys and values that running answers held at one time, a
-            shared token counted once.
+        kv_bytes_peak: most bytes of keys and values, in whole pages, that running answers held at
+            one time; what several share counts once.
         kv_bytes_unshared: bytes the answers running at that same moment would hold if each had
-            its own copy of every token it sees.
+            its own copy of every token it sees, page rounding left out.
         seconds: wall time of the call.
-        time_to_first_token: mean over requests of the seconds from the call to the request's
+        time_to_first_token: median over requests of the seconds from a request's arrival to its
             first token; None when nothing was generated.
         tokens_per_second: `generated_tokens / seconds`; 0.0 when no time passed.
         steps: forward passes of the model.

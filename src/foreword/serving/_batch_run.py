@@ -147,7 +147,7 @@ class _Run:
             if line.kind == "chat":
                 prompt = render_chat(self.llm.tokenizer, prompt)  # type: ignore[arg-type]
             params = line_params(line, self.defaults)
-            ids = self.llm._encode(prompt, "the prompt")
+            ids = self.llm.encode(prompt)
             request = self.llm.engine.add(ids, params)
         except ForewordError as error:
             self._refuse(line, _code(error), str(error))

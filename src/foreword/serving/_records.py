@@ -90,6 +90,7 @@ def _body(
             "prompt_tokens": result.prompt_tokens,
             "completion_tokens": generated,
             "total_tokens": result.prompt_tokens + generated,
+            "prompt_tokens_details": {"cached_tokens": result.cached_tokens},
         },
     }
 
