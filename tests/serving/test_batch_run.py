@@ -98,7 +98,7 @@ class FakeLLM:
     def __init__(self):
         self.engine = FakeEngine()
 
-    def encode(self, prompt, name):
+    def encode(self, prompt, name="the prompt"):
         if not prompt:
             raise PromptError(f"{name} is empty")
         return [ord(letter) for letter in prompt]
