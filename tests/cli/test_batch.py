@@ -100,7 +100,12 @@ def test_answers_have_openais_shape(run, tmp_path, tiny_model_dir):
     }
     first = bodies[1]
     assert first["object"] == "text_completion"
-    assert first["usage"] == {"prompt_tokens": 20, "completion_tokens": 4, "total_tokens": 24}
+    assert first["usage"] == {
+        "prompt_tokens": 20,
+        "completion_tokens": 4,
+        "total_tokens": 24,
+        "prompt_tokens_details": {"cached_tokens": 0},
+    }
     assert first["choices"][0]["finish_reason"] == "length"
     assert [choice["index"] for choice in bodies[2]["choices"]] == [0, 1]
     logprobs = bodies[3]["choices"][0]["logprobs"]

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from foreword._errors import ForewordError
+from foreword._errors import BackendError, ForewordError
+
+__all__ = ["BackendError", "PlanError"]
 
 
 class PlanError(ForewordError, ValueError):
     """Spans that cannot be planned, or a work list used for what it does not hold."""
-
-
-class BackendError(ForewordError, ValueError):
-    """No attention backend of that name, or none that fits the device, dtype and head dimension."""

@@ -367,10 +367,13 @@ class Engine:
         """Close a sequence's text; its lease is dropped by the caller."""
         sequence.finish_reason = reason
         sequence.stop = stop
-        if sequence.stream is not None and sequence.stream.stopped is None:
-            rest = sequence.stream.finish()
+        stream = sequence.stream
+        if stream is not None and stream.stopped is None:
+            rest = stream.finish()
             sequence.text += rest
             text += rest
+            if stream.stopped is not None and reason != "abort":  # complete only with the text
+                sequence.finish_reason, sequence.stop = "stop", stream.stopped
         return Event(sequence.request, sequence, token, text)
 
     # -- memory ---------------------------------------------------------------------------------
