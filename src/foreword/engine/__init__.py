@@ -1,9 +1,10 @@
 """Requests in, tokens out: the engine and its public faces."""
 
 from foreword.engine._async import AsyncLLM
-from foreword.engine._config import EngineConfig, parse_bytes
+from foreword.engine._config import EngineConfig
 from foreword.engine._engine import Engine, Event
 from foreword.engine._llm import LLM, Interrupted
+from foreword.engine._memory import parse_bytes
 from foreword.engine._params import SamplingParams, from_openai
 from foreword.engine._results import Chunk, Output, Progress, Result, TokenLogprob
 from foreword.engine._sequence import Request

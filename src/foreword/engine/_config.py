@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 from foreword._errors import ParameterError
-
-_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
-_UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+from foreword.engine._memory import parse_bytes
 
 
 @dataclass(frozen=True)
@@ -56,34 +53,3 @@ class EngineConfig:
     def kv_bytes(self) -> int | None:
         """`kv_memory` in bytes; None where it was left open."""
         return None if self.kv_memory is None else parse_bytes(self.kv_memory)
-
-
-def parse_bytes(size: int | str) -> int:
-    """Bytes of `1024`, `"512MiB"`, `"2 GB"`.
-
-    Raises:
-        ParameterError: not a positive size.
-    """
-    if isinstance(size, int) and not isinstance(size, bool):
-        number, unit = float(size), ""
-    else:
-        match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([a-zA-Z]*)\s*", str(size))
-        if not match or match[2].upper() not in _UNITS:
-            raise ParameterError(f"{size!r} is not a size: write bytes, or '512MiB', or '2GB'")
-        number, unit = float(match[1]), match[2].upper()
-    result = int(number * _UNITS[unit])
-    if result < 1:
-        raise ParameterError(f"memory size {size!r} is not positive")
-    return result
-
-
-def available_memory() -> int:
-    """Bytes of main memory that could be used now; 4 GiB where the system does not say."""
-    try:
-        with open("/proc/meminfo", encoding="ascii") as lines:
-            for line in lines:
-                if line.startswith("MemAvailable:"):
-                    return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return 4 * 2**30

@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from foreword._errors import ParameterError, PromptError
+from foreword._errors import PromptError
 from foreword.attention import choose
 from foreword.cache import KVPool, Namespace, OutOfPages, PrefixTree
 from foreword.engine._batch import Batch, build, select
-from foreword.engine._config import EngineConfig, available_memory
+from foreword.engine._config import EngineConfig
 from foreword.engine._counters import Clock, Counters
+from foreword.engine._memory import pool_pages
 from foreword.engine._results import Chunk, Progress
 from foreword.engine._sampler import Sampler, SequenceSampling
 from foreword.engine._sequence import Request, Sequence
@@ -87,7 +88,7 @@ class Engine:
         shape = loaded.shape
         self.backend = choose(shape.device, shape.dtype, shape.head_dim, self.config.backend)
         self.max_context = min(self.config.max_context or shape.max_context, shape.max_context)
-        pages = _pages(self.config, loaded)
+        pages = pool_pages(self.config, loaded.shape)
         self.tree = PrefixTree(pages, self.config.page_size)
         self.pool = KVPool(
             shape.layers,
@@ -172,7 +173,7 @@ class Engine:
         for sequence in request.sequences:
             if sequence.finish_reason is None:
                 self._end(sequence, "abort", None, None)
-                self._release(sequence)
+            self._release(sequence)  # also of one that an interrupt caught between end and release
         self._waiting = deque(s for s in self._waiting if s.finish_reason is None)
         self._running = [s for s in self._running if s.finish_reason is None]
 
@@ -422,22 +423,3 @@ def _candidate(sequence: Sequence) -> Candidate:
         tokens=sequence.length,
         preempted=sequence.generated > 0,
     )
-
-
-def _pages(config: EngineConfig, loaded: LoadedModel) -> int:
-    """Pages in the pool, the scratch page among them."""
-    shape = loaded.shape
-    token_bytes = 2 * shape.layers * shape.kv_heads * shape.head_dim * shape.dtype.itemsize
-    memory = config.kv_bytes()
-    if memory is None:
-        memory = available_memory() // 4
-        if shape.device.type == "cuda":
-            memory = torch.cuda.mem_get_info(shape.device)[0] // 2
-    useful = config.max_batch * min(config.max_context or shape.max_context, shape.max_context)
-    pages = min(memory // token_bytes, 2 * useful) // config.page_size
-    if pages < 2:
-        raise ParameterError(
-            f"kv_memory of {memory} bytes holds {pages} pages of {config.page_size} tokens "
-            f"({token_bytes} bytes each): give at least {3 * config.page_size * token_bytes}"
-        )
-    return pages
