@@ -215,8 +215,8 @@ class Engine:
     def step(self) -> list[Event]:
         """Admit, compute one batch, sample. Returns one event per token written or sequence ended.
 
-        With nothing to do it returns an empty list at once. The order of events is that of the
-        sequences' admission.
+        With nothing to do it returns an empty list at once. Events come in the order of admission,
+        those of sequences that were decoding already first.
         """
         clock = Clock(self.counters)
         self._admit()
@@ -293,12 +293,11 @@ class Engine:
 
     def _packed(self, batch: Batch) -> PackedStep:
         device = self.loaded.shape.device
-        rows = batch.logit_rows if len(batch.logit_rows) else batch.logit_rows[:0]
         return PackedStep(
             tokens=torch.from_numpy(batch.tokens).to(device),
             positions=torch.from_numpy(batch.positions).to(device),
             slots=torch.from_numpy(batch.slots).to(device),
-            logit_rows=torch.from_numpy(rows).to(device),
+            logit_rows=torch.from_numpy(batch.logit_rows).to(device),
             work=batch.work,
             store=self.pool,
             backend=self.backend,
