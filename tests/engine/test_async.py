@@ -69,6 +69,21 @@ def test_a_cancelled_caller_leaves_nothing_behind(llm):
     tree.check()
 
 
+def test_closing_ends_what_runs(llm):
+    async def close_in_the_middle():
+        stream = llm.stream([1, 2, 3], SamplingParams(max_tokens=400))
+        await anext(stream)
+        await asyncio.to_thread(llm.close)
+        with pytest.raises(ForewordError, match="closed"):
+            async for _ in stream:
+                pass
+
+    asyncio.run(close_in_the_middle())
+    engine = llm._llm.engine
+    assert not engine.has_work
+    assert engine.tree.used_pages == engine.tree.evictable_pages
+
+
 def test_closed(llm):
     llm.close()
     llm.close()

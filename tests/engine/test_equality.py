@@ -64,6 +64,23 @@ def test_together(shape, share, loaded_model, expected):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
+def test_logits_agree(shape, loaded_model):
+    """To 1e-4 in float32: log-probabilities of the twenty best tokens, at every step."""
+    prompts = _prompts()
+    params = SamplingParams(max_tokens=4, logprobs=20)
+    rows = {}
+    for share in (True, False):
+        results = LLM(loaded_model(shape), kv_memory="16MiB", share=share).generate(prompts, params)
+        rows[share] = [step for result in results for step in result.outputs[0].logprobs]
+    assert len(rows[True]) == 4 * len(prompts)
+    for shared, unshared in zip(rows[True], rows[False], strict=True):
+        expected = {token: logprob for token, _, logprob in unshared.top}
+        common = [(logprob, expected[t]) for t, _, logprob in shared.top if t in expected]
+        assert len(common) >= 19  # the last two may change places
+        assert max(abs(a - b) for a, b in common) < 1e-4
+
+
+@pytest.mark.parametrize("shape", SHAPES)
 def test_chunked(shape, loaded_model, expected):
     prompts = _prompts()
     llm = LLM(loaded_model(shape), kv_memory="16MiB", max_batch=5, max_step_tokens=7, debug=True)

@@ -4,7 +4,7 @@ The planner numbers the rows in depth-first order of the tree, privately: the ro
 span are then one interval of that order, and two sets of rows are the same set iff their intervals
 are equal. Around that one idea it emits an item per run, joins neighbours that the same rows read,
 and folds short runs into their children where that moves fewer bytes. Torch-free, and linear in
-spans, runs and partials: well under two milliseconds for the spans of a hundred decoding requests.
+spans, runs and partials.
 """
 
 from __future__ import annotations

@@ -144,6 +144,7 @@ class AsyncLLM:
                     command = self._inbox.get(block=not engine.has_work)
                     if command is None:
                         self._drain(ForewordError("the engine was closed"))
+                        engine.abort_all()
                         return
                     command()
             except queue.Empty:
@@ -152,8 +153,7 @@ class AsyncLLM:
                 self._deliver(engine.step())
             except Exception as error:  # the engine is broken: everybody must hear of it
                 self._drain(error)
-                for request in engine.abort_all():
-                    self._callers.pop(request.id, None)
+                engine.abort_all()
 
     def _deliver(self, events: list[Event]) -> None:
         for event in events:

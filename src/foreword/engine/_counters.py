@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from dataclasses import dataclass, field
 from statistics import median
 from typing import TYPE_CHECKING
@@ -11,6 +12,10 @@ from foreword.engine._stats import PrefixStats
 
 if TYPE_CHECKING:
     from foreword.engine._sequence import Request
+
+
+FIRST_TOKENS = 4096
+"""Waits for a first token that are remembered: the newest, so that a server's memory is bounded."""
 
 
 @dataclass(slots=True)
@@ -27,13 +32,12 @@ class Counters:
     prompt_tokens: int = 0
     computed_prompt_tokens: int = 0
     generated_tokens: int = 0
-    rows: int = 0
     steps: int = 0
     plans: int = 0
     preemptions: int = 0
     peak_held_pages: int = 0
     peak_unshared_tokens: int = 0
-    first_token_seconds: list[float] = field(default_factory=list)
+    first_token_seconds: deque[float] = field(default_factory=lambda: deque(maxlen=FIRST_TOKENS))
     seconds: dict[str, float] = field(default_factory=dict)
     started: float = field(default_factory=time.perf_counter)
 
@@ -42,10 +46,9 @@ class Counters:
         self.requests += 1
         self.prompt_tokens += request.prompt_length * request.params.n
 
-    def stepped(self, rows: int, held_pages: int, unshared_tokens: int) -> None:
+    def stepped(self, held_pages: int, unshared_tokens: int) -> None:
         """Count a step; `held_pages` are those that running sequences pin."""
         self.steps += 1
-        self.rows += rows
         if held_pages > self.peak_held_pages:
             self.peak_held_pages = held_pages
             self.peak_unshared_tokens = unshared_tokens

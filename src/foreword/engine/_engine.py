@@ -23,7 +23,7 @@ from foreword.engine._config import EngineConfig
 from foreword.engine._counters import Clock, Counters
 from foreword.engine._memory import pool_pages
 from foreword.engine._results import Chunk, Progress
-from foreword.engine._sampler import Sampler, SequenceSampling
+from foreword.engine._sampler import Sampler
 from foreword.engine._sequence import Request, Sequence
 from foreword.engine._text import TextStream
 from foreword.models import PackedStep
@@ -153,9 +153,7 @@ class Engine:
                 tokens=list(prompt),
                 prompt_length=len(prompt),
                 max_length=max_length,
-                sampling=SequenceSampling.start(
-                    params, prompt, index, request.id, self.config.seed
-                ),
+                sampling=self.sampler.start(params, prompt, index, request.id),
                 stream=TextStream(self._decode, params.stop) if has_text else None,
                 arrival=self._arrivals,
             )
@@ -228,7 +226,7 @@ class Engine:
         clock.lap("forward")
         for node, fresh in zip(batch.nodes, batch.fresh, strict=True):
             self.tree.commit(node, node.computed + fresh)
-        self.counters.stepped(batch.rows, *self._held())
+        self.counters.stepped(*self._held())
         clock.lap("planning")
         events = self._sample(batch, logits, clock)
         if self.config.debug:

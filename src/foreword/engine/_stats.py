@@ -30,8 +30,8 @@ class PrefixStats:
         kv_bytes_unshared: bytes the answers running at that same moment would hold if each had
             its own copy of every token it sees, page rounding left out.
         seconds: wall time of the call.
-        time_to_first_token: median over requests of the seconds from a request's arrival to its
-            first token; None when nothing was generated.
+        time_to_first_token: median over requests (the last 4,096 of them) of the seconds from a
+            request's arrival to its first token; None when nothing was generated.
         tokens_per_second: `generated_tokens / seconds`; 0.0 when no time passed.
         steps: forward passes of the model.
         preemptions: times a running answer was put back in line for want of memory.
