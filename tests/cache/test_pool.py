@@ -80,3 +80,13 @@ def test_the_tree_needs_no_torch() -> None:
         "assert 'torch' in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": ":".join(sys.path)})
+
+
+def test_what_was_written_is_read_back() -> None:
+    pool = KVPool(2, 2, 16, 4)
+    k, v = rows(3, 2, 4, seed=4), rows(3, 2, 4, seed=5)
+    slots = torch.tensor([9, 3, 8])
+    pool.write(1, slots, k, v)
+    for read, written in zip(pool.read(1, slots.flip(0)), (k, v), strict=True):
+        assert torch.equal(read, written.flip(0))
+    assert pool.read(0, slots[:0])[0].shape == (0, 2, 4)

@@ -7,6 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from foreword._layout import KVLayout
 from foreword.attention._errors import PlanError
 from foreword.attention._state import AttentionState
 from foreword.attention._worklist import WorkList
@@ -19,6 +20,10 @@ class Backend(Protocol):
     def name(self) -> str:
         """How users choose it and results name it."""
 
+    @property
+    def layout(self) -> KVLayout:
+        """How keys and values must lie in the pool that :meth:`run` is given."""
+
     def supports(self, device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
         """None if it can run queries like these, else the reason why not, as a clause."""
 
@@ -27,8 +32,8 @@ class Backend(Protocol):
     ) -> AttentionState:
         """Attention of every row over all it may see, for one layer.
 
-        `q` is ``[rows, heads, dim]``, `keys` and `values` are one layer of the pool, ``[kv_heads,
-        slots, dim]``, all of one dtype; query head h reads key/value head ``h // (heads //
+        `q` is ``[rows, heads, dim]``, `keys` and `values` are one layer of a pool in this backend's
+        layout (``[kv_heads, slots, dim]`` if that is plain), all of one dtype; query head h reads key/value head ``h // (heads //
         kv_heads)``; scores are multiplied by `scale`. Slots that `work` does not list are never
         read: they may hold anything.
 

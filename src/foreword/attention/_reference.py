@@ -11,6 +11,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from foreword._layout import PLAIN, KVLayout
 from foreword.attention._backend import check_shapes, check_slots
 from foreword.attention._state import AttentionState
 from foreword.attention._worklist import WorkList
@@ -21,6 +22,7 @@ class ReferenceBackend:
     """Softmax attention by definition. Any device, dtype and head dimension; very slow."""
 
     name = "reference"
+    layout: KVLayout = PLAIN
 
     def supports(self, device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
         """Everything that holds real numbers."""

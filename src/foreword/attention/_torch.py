@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from foreword._layout import PLAIN, KVLayout
 from foreword.attention import _flash
 from foreword.attention._backend import check_shapes, check_slots
 from foreword.attention._calls import Call, group_calls
@@ -39,6 +40,7 @@ class TorchBackend:
     """Flash attention from torch, on CPU and CUDA."""
 
     name = "torch"
+    layout: KVLayout = PLAIN
 
     def supports(self, device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
         """CPU: floating point, any head dimension. CUDA: not float64, multiples of 8 up to 256."""

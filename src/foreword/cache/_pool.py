@@ -1,13 +1,16 @@
 """The pool: where keys and values lie, one pair of tensors per layer.
 
-Heads come first, so that for one head consecutive slots are consecutive memory and a run of slots
-is one strided view, `keys[layer][:, start : start + length]`, with nothing gathered.
+In what order they lie is the layout's choice. In the plain one heads come first, so that for one
+head consecutive slots are consecutive memory and a run of slots is one strided view,
+`keys[layer][:, start : start + length]`, with nothing gathered.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+from foreword._layout import PLAIN, KVLayout
 
 
 class KVPool:
@@ -18,7 +21,8 @@ class KVPool:
     to no node): rows that are computed only for their logits put their keys and values there.
 
     Attributes:
-        keys, values: per layer a tensor `[kv_heads, slots, head_dim]`.
+        keys, values: per layer a tensor of the layout's shape, `[kv_heads, slots, head_dim]` if it
+            is plain. A layout may round the slots and the head dimension up.
     """
 
     def __init__(
@@ -29,6 +33,7 @@ class KVPool:
         head_dim: int,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
+        layout: KVLayout = PLAIN,
     ) -> None:
         for name, count in (
             ("layers", layers),
@@ -44,14 +49,18 @@ class KVPool:
         self.head_dim = head_dim
         self.dtype = dtype
         self.device = torch.device(device)
-        shape = (kv_heads, slots, head_dim)
-        self.keys = [torch.empty(shape, dtype=dtype, device=self.device) for _ in range(layers)]
-        self.values = [torch.empty(shape, dtype=dtype, device=self.device) for _ in range(layers)]
+        self.layout = layout
+        memory = [
+            layout.allocate(kv_heads, slots, head_dim, dtype, self.device) for _ in range(layers)
+        ]
+        self.keys = [keys for keys, _ in memory]
+        self.values = [values for _, values in memory]
 
     def __repr__(self) -> str:
         return (
             f"KVPool(layers={self.layers}, kv_heads={self.kv_heads}, slots={self.slots}, "
-            f"head_dim={self.head_dim}, dtype={self.dtype}, device={str(self.device)!r})"
+            f"head_dim={self.head_dim}, dtype={self.dtype}, device={str(self.device)!r}, "
+            f"layout={self.layout.name!r})"
         )
 
     @property
@@ -74,5 +83,11 @@ class KVPool:
             k, v: `[rows, kv_heads, head_dim]`, any strides, in the pool's dtype or another.
         """
         with torch.no_grad():
-            self.keys[layer].index_copy_(1, slots, k.to(self.dtype).transpose(0, 1))
-            self.values[layer].index_copy_(1, slots, v.to(self.dtype).transpose(0, 1))
+            self.layout.write(self.keys[layer], self.values[layer], slots, k, v)
+
+    def read(self, layer: int, slots: Tensor) -> tuple[Tensor, Tensor]:
+        """The keys and values at `slots` `[rows]` of one layer: copies `[rows, kv_heads, head_dim]`.
+
+        Does not mutate; O(rows). Slots that nobody wrote hold anything.
+        """
+        return self.layout.read(self.keys[layer], self.values[layer], slots)

@@ -97,6 +97,7 @@ class Engine:
             shape.head_dim,
             shape.dtype,
             shape.device,
+            self.backend.layout,
         )
         self.counters = Counters(self.pool.bytes_per_token, self.config.page_size)
         self.sampler = Sampler(self.config.seed)
