@@ -33,8 +33,8 @@ class KVLayout(Protocol):
     def write(self, keys: Tensor, values: Tensor, slots: Tensor, k: Tensor, v: Tensor) -> None:
         """Put tokens into their slots: mutates `keys` and `values`, and those slots alone.
 
-        `slots` is ``[rows]`` int64; `k` and `v` are ``[rows, kv_heads, head_dim]``, any strides, any
-        floating dtype. Of several rows for one slot one stays. No rows: nothing is written.
+        `slots` is ``[rows]`` int64; `k` and `v` are ``[rows, kv_heads, head_dim]``, any strides,
+        any floating dtype. Of several rows for one slot one stays. No rows: nothing is written.
         """
 
     def read(self, keys: Tensor, values: Tensor, slots: Tensor) -> tuple[Tensor, Tensor]:

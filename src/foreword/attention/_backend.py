@@ -32,10 +32,10 @@ class Backend(Protocol):
     ) -> AttentionState:
         """Attention of every row over all it may see, for one layer.
 
-        `q` is ``[rows, heads, dim]``, `keys` and `values` are one layer of a pool in this backend's
-        layout (``[kv_heads, slots, dim]`` if that is plain), all of one dtype; query head h reads key/value head ``h // (heads //
-        kv_heads)``; scores are multiplied by `scale`. Slots that `work` does not list are never
-        read: they may hold anything.
+        `q` is ``[rows, heads, dim]``, `keys` and `values` are one layer of a pool in this
+        backend's layout (``[kv_heads, slots, dim]`` if that is plain), all of one dtype; query
+        head h reads key/value head ``h // (heads // kv_heads)``; scores are multiplied by `scale`.
+        Slots that `work` does not list are never read: they may hold anything.
 
         Returns ``out [rows, heads, dim]``, contiguous, in the dtype of `q`, and ``lse [rows,
         heads]`` in float32 or wider. No rows give an empty state of no rows. Raises

@@ -86,7 +86,7 @@ class KVPool:
             self.layout.write(self.keys[layer], self.values[layer], slots, k, v)
 
     def read(self, layer: int, slots: Tensor) -> tuple[Tensor, Tensor]:
-        """The keys and values at `slots` `[rows]` of one layer: copies `[rows, kv_heads, head_dim]`.
+        """Copies `[rows, kv_heads, head_dim]` of the keys and values at `slots` `[rows]`.
 
         Does not mutate; O(rows). Slots that nobody wrote hold anything.
         """
