@@ -1,19 +1,24 @@
 """Loading a model and running it on packed rows."""
 
 from foreword.models._bridge import KeyValueStore, PackedModel, PackedStep
-from foreword.models._loader import NANO, LoadedModel, ModelShape, load_model, wrap_model
+from foreword.models._lean import LeanModel
+from foreword.models._lean_fit import lean_reason
+from foreword.models._loader import NANO, Decoder, LoadedModel, ModelShape, load_model, wrap_model
 from foreword.models._support import TESTED_TYPES, unsupported_features
 from foreword.models._tokenizer import Tokenizer
 
 __all__ = [
     "NANO",
     "TESTED_TYPES",
+    "Decoder",
     "KeyValueStore",
+    "LeanModel",
     "LoadedModel",
     "ModelShape",
     "PackedModel",
     "PackedStep",
     "Tokenizer",
+    "lean_reason",
     "load_model",
     "unsupported_features",
     "wrap_model",

@@ -10,13 +10,15 @@ import os
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 
 from foreword._errors import ModelError
 from foreword.models._bridge import PackedModel
-from foreword.models._probe import probe
+from foreword.models._lean import LeanModel
+from foreword.models._lean_fit import lean_reason
+from foreword.models._probe import own_logits, probe
 from foreword.models._support import TESTED_TYPES, refuse_unsupported
 from foreword.models._tokenizer import Tokenizer
 
@@ -26,6 +28,9 @@ if TYPE_CHECKING:
 
 NANO = "nano"
 """The name of the model that ships inside the package."""
+
+Decoder = Literal["auto", "lean", "transformers"]
+"""Who computes a model's layers: the lean decoder, transformers' own code, or whichever is best."""
 
 _DTYPES = {
     "float32": torch.float32,
@@ -62,7 +67,7 @@ class LoadedModel:
 
     name: str
     shape: ModelShape
-    packed: PackedModel
+    packed: PackedModel | LeanModel
     tokenizer: Tokenizer | None
     eos_token_ids: frozenset[int]
 
@@ -72,6 +77,7 @@ def load_model(
     *,
     dtype: str | torch.dtype = "auto",
     device: str | torch.device = "auto",
+    decoder: Decoder = "auto",
 ) -> LoadedModel:
     """Load a decoder-only model and its tokenizer.
 
@@ -79,9 +85,12 @@ def load_model(
         source: `"nano"`, a directory with `config.json` and safetensors, or a hub id.
         dtype: `"auto"` takes the checkpoint's own (float32 for nano), or a name such as `"bf16"`.
         device: `"auto"` takes a CUDA device if there is one.
+        decoder: `"auto"` takes the lean decoder where it fits and transformers' own layers where it
+            does not.
 
     Raises:
-        ModelError: no such model, broken or missing files, or a feature the engine does not have.
+        ModelError: no such model, broken or missing files, a feature the engine does not have, or
+            a decoder that does not fit.
     """
     from transformers import AutoConfig
 
@@ -96,24 +105,50 @@ def load_model(
     if dtype == "auto" and name == NANO:
         dtype = torch.float32
     model = _load_weights(path, name, config, _dtype(dtype), torch_device, local)
-    return wrap_model(model, name=name, tokenizer=Tokenizer.load(path, local_only=local))
+    tokenizer = Tokenizer.load(path, local_only=local)
+    return wrap_model(model, name=name, tokenizer=tokenizer, decoder=decoder)
 
 
-def wrap_model(model: Any, *, name: str, tokenizer: Tokenizer | None = None) -> LoadedModel:
-    """Take a transformers model that is in memory already; its attention is replaced for good.
+def wrap_model(
+    model: Any,
+    *,
+    name: str,
+    tokenizer: Tokenizer | None = None,
+    decoder: Decoder = "auto",
+) -> LoadedModel:
+    """Take a transformers model that is in memory already.
+
+    It is given up for good: its attention is replaced, and the lean decoder takes its weights too.
 
     Raises:
         ModelError: as `load_model`.
     """
     config = model.config
     refuse_unsupported(config, name)
-    if config.model_type not in TESTED_TYPES:
-        expected = probe(model, None)
-    packed = PackedModel(model)
+    lean = _choose_lean(model, name, decoder)
+    tested = config.model_type in TESTED_TYPES  # what the test suite compares need not be compared
+    expected = None if tested else own_logits(model)
     shape = _shape(model)
-    if config.model_type not in TESTED_TYPES:
-        probe(model, packed, expected=expected, shape=shape)
-    return LoadedModel(name, shape, packed, tokenizer, _eos(model, tokenizer))
+    eos = _eos(model, tokenizer)
+    packed = LeanModel(model) if lean else PackedModel(model)
+    if expected is not None:
+        probe(packed, expected, shape, config.model_type)
+    return LoadedModel(name, shape, packed, tokenizer, eos)
+
+
+def _choose_lean(model: Any, name: str, decoder: Decoder) -> bool:
+    """Whether the lean decoder is to run `model`."""
+    if decoder not in get_args(Decoder):
+        known = ", ".join(repr(choice) for choice in get_args(Decoder))
+        raise ModelError(f"decoder {decoder!r} is unknown: use one of {known}")
+    if decoder == "transformers":
+        return False
+    reason = lean_reason(model)
+    if reason is not None and decoder == "lean":
+        raise ModelError(
+            f"{name}: the lean decoder does not fit: {reason}; use decoder='auto' or 'transformers'"
+        )
+    return reason is None
 
 
 def _resolve(name: str) -> tuple[str, bool]:

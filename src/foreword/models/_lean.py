@@ -1,0 +1,149 @@
+"""The lean decoder: a Llama-shaped model on packed rows, with nothing between its products.
+
+It computes what transformers' Llama, Mistral, Qwen2, Qwen3 and SmolLM classes compute, from their
+weights: one product for queries, keys and values, one for gates and ups, rotary tables once per
+step, and the last layer's MLP, the norm and the head only for the rows whose logits are wanted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import embedding
+
+from foreword._errors import ModelError
+from foreword.models._lean_fit import lean_reason
+from foreword.models._lean_linear import Linear, fuse, keep
+from foreword.models._lean_ops import add_rms_norm, rms_norm, rope_, rope_table, silu_mul
+
+if TYPE_CHECKING:
+    from foreword.models._bridge import PackedStep
+
+
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    """One layer's weights. `head_norm` is `[heads + kv_heads, head_dim]` where a family has it."""
+
+    qkv: Linear
+    output: Linear
+    gate_up: Linear
+    down: Linear
+    attention_norm: Tensor
+    mlp_norm: Tensor
+    head_norm: Tensor | None
+
+
+class LeanModel:
+    """A decoder of the Llama shape that computes packed rows.
+
+    Takes the model apart layer by layer: weights that stay as they are are shared, fused and packed
+    ones replace the originals, so that loading needs one layer's memory more than the model and
+    running needs none. The one exception is a head tied to the embedding on a CPU, where the
+    head's products want the packed order and the look-up the plain one: it is held twice. The
+    transformers model is empty afterwards, and says so if it is called.
+
+    Args:
+        model: a transformers causal language model that `lean_reason` finds nothing against.
+
+    Raises:
+        ModelError: the model does not fit.
+    """
+
+    kind = "lean"
+
+    def __init__(self, model: Any) -> None:
+        reason = lean_reason(model)
+        if reason is not None:
+            raise ModelError(f"the lean decoder does not fit: {reason}")
+        body, first = model.model, model.model.layers[0]
+        self._head_dim = int(first.self_attn.head_dim)
+        self._heads = int(model.config.num_attention_heads)
+        self._kv_heads = int(model.config.num_key_value_heads)
+        self._scale = float(first.self_attn.scaling)
+        self._eps = float(body.norm.variance_epsilon)
+        self._inv_freq = body.rotary_emb.inv_freq.float()
+        self._rope_scale = float(body.rotary_emb.attention_scaling)
+        with torch.inference_mode():
+            self._embedding = keep(body.embed_tokens.weight)
+            self._norm = keep(body.norm.weight)
+            self._layers = [self._take(body.layers, i) for i in range(len(body.layers))]
+            self._head = _fuse(model.lm_head)
+        model.lm_head = body.embed_tokens = nn.Identity()
+        model.forward = _taken_apart
+
+    def _take(self, layers: nn.ModuleList, index: int) -> _Layer:
+        """Convert a layer and let go of the original's memory."""
+        layer: Any = layers[index]
+        layers[index] = nn.Identity()
+        attention, mlp = layer.self_attn, layer.mlp
+        head_norm = None
+        if hasattr(attention, "q_norm"):
+            query = attention.q_norm.weight.expand(self._heads, -1)
+            key = attention.k_norm.weight.expand(self._kv_heads, -1)
+            head_norm = torch.cat((query, key))
+        return _Layer(
+            qkv=_fuse(attention.q_proj, attention.k_proj, attention.v_proj),
+            output=_fuse(attention.o_proj),
+            gate_up=_fuse(mlp.gate_proj, mlp.up_proj),
+            down=_fuse(mlp.down_proj),
+            attention_norm=keep(layer.input_layernorm.weight),
+            mlp_norm=keep(layer.post_attention_layernorm.weight),
+            head_norm=head_norm,
+        )
+
+    @torch.inference_mode()
+    def forward(self, step: PackedStep) -> Tensor:
+        """Compute one step: writes every row's K/V into the store, returns `[n, vocab]` logits.
+
+        Logits come in the model's dtype, one row for each of `step.logit_rows`, valid until the
+        caller drops them. With no wanted rows the result is empty and only the store changes.
+        """
+        residual = embedding(step.tokens, self._embedding)
+        cos, sin = rope_table(step.positions, self._inv_freq, self._rope_scale, residual.dtype)
+        x = rms_norm(residual, self._layers[0].attention_norm, self._eps)
+        for index, layer in enumerate(self._layers):
+            attended = self._attend(index, layer, x, cos, sin, step)
+            following = self._norm
+            if index + 1 < len(self._layers):
+                following = self._layers[index + 1].attention_norm
+            else:  # from here on no row looks at another: go on with those that are asked for
+                attended, residual = attended[step.logit_rows], residual[step.logit_rows]
+            x, residual = add_rms_norm(residual, layer.output(attended), layer.mlp_norm, self._eps)
+            x = layer.down(silu_mul(layer.gate_up(x)))
+            x, residual = add_rms_norm(residual, x, following, self._eps)
+        return self._head(x)
+
+    def _attend(
+        self, index: int, layer: _Layer, x: Tensor, cos: Tensor, sin: Tensor, step: PackedStep
+    ) -> Tensor:
+        """Attention of all rows before its output product, `[rows, heads * head_dim]`."""
+        rows = len(x)
+        qkv = layer.qkv(x).view(rows, -1, self._head_dim)
+        rotated = self._heads + self._kv_heads
+        qk, v = qkv[:, :rotated], qkv[:, rotated:]
+        if layer.head_norm is not None:
+            qk = rms_norm(qk, layer.head_norm, self._eps)
+        qk = rope_(qk, cos, sin)
+        q, k = qk[:, : self._heads], qk[:, self._heads :]
+        step.store.write(index, step.slots, k, v)
+        state = step.backend.run(
+            q, step.store.keys[index], step.store.values[index], step.work, self._scale
+        )
+        return state.out.view(rows, -1)
+
+
+def _fuse(*modules: Any) -> Linear:
+    """The product of these `nn.Linear`s as one."""
+    weights = [module.weight for module in modules]
+    biases = [module.bias for module in modules]
+    return fuse(weights, biases)
+
+
+def _taken_apart(*args: Any, **kwargs: Any) -> Any:
+    raise ModelError(
+        "this model was taken apart for Foreword's lean decoder: call it through foreword.LLM, or "
+        "load it afresh with transformers to use it alone"
+    )

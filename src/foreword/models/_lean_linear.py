@@ -1,0 +1,96 @@
+"""Matrix products with weights laid out in advance where that pays, as they are elsewhere.
+
+oneDNN multiplies by blocks, and `torch.nn.functional.linear` brings a plain weight into that order
+at every call. Done once at load instead, the products of a decode step took 0.4 to 0.9 of the time
+(bf16, 1 to 64 rows) and 0.93 to 0.96 at 512 rows; in float32 0.4 to 0.6, and 0.8 at 512 rows (two
+threads of a Zen 4 processor; `foreword bench engine --case curve` measures it anew). Float16 has no
+such kernel on most processors and stays plain.
+"""
+
+from __future__ import annotations
+
+import platform
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_ROWS = 64
+"""Rows the layout is made for. It serves any number of rows; made for one row alone it is slower at
+more of them, in float32 by half."""
+
+
+class Linear(Protocol):
+    """`x @ weight.T + bias`: `[rows, inputs]` to a new `[rows, outputs]`, for no rows as well."""
+
+    def __call__(self, x: Tensor) -> Tensor: ...
+
+
+class PlainLinear:
+    """A product with the weight as it is, `[outputs, inputs]`; shares the weight's memory."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        self.weight, self.bias = weight, bias
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return functional.linear(x, self.weight, self.bias)
+
+
+class PackedLinear:
+    """A product with a weight in oneDNN's own order; keeps no reference to the plain one."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        self.weight: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, _ROWS)
+        self.bias = bias
+        self._multiply = torch.ops.mkldnn._linear_pointwise.default
+
+    def __call__(self, x: Tensor) -> Tensor:
+        product: Tensor = self._multiply(x, self.weight, self.bias, "none", [], "")
+        return product
+
+
+def fuse(weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> Linear:
+    """One product for several of the same input, their outputs side by side in the order given.
+
+    The result needs none of the weights any more, except that off the CPU a single one is shared. A
+    missing bias among others counts as zeros.
+    """
+    bias = None
+    if any(b is not None for b in biases):
+        pairs = zip(weights, biases, strict=True)
+        bias = torch.cat([w.new_zeros(len(w)) if b is None else b for w, b in pairs]).detach()
+    single = len(weights) == 1
+    weight = weights[0].detach() if single else torch.cat(list(weights)).detach()
+    if packs(weight):
+        return PackedLinear(weight, bias)
+    return PlainLinear(keep(weight) if single else weight, bias)
+
+
+def keep(weight: Tensor) -> Tensor:
+    """A weight that stays as it is: shared, but on a CPU copied.
+
+    There transformers maps the file, and one tensor of it would hold every page of it that was ever
+    read in memory, those of the weights that were fused or packed included.
+    """
+    return weight.detach().clone() if weight.device.type == "cpu" else weight.detach()
+
+
+def packs(weight: Tensor) -> bool:
+    """Whether a weight like this is laid out anew: bf16 and float32 on x86, where it was measured.
+
+    Cheap; reads the tensor's dtype and device and what this build of torch can do.
+    """
+    if weight.device.type != "cpu" or platform.machine() not in ("x86_64", "AMD64"):
+        return False
+    if not (torch._C._has_mkldnn and torch._C._get_mkldnn_enabled()):
+        return False
+    ops = torch.ops.mkldnn
+    if not (hasattr(ops, "_reorder_linear_weight") and hasattr(ops, "_linear_pointwise")):
+        return False
+    if weight.dtype == torch.bfloat16:
+        return bool(ops._is_mkldnn_bf16_supported())
+    return weight.dtype == torch.float32
