@@ -40,14 +40,35 @@ def _configs() -> dict[str, Any]:
             "pad_token_id": None,
         }
 
+    llama3 = {
+        "rope_type": "llama3",
+        "rope_theta": 10000.0,
+        "factor": 4.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64,
+    }
+    yarn = {
+        "rope_type": "yarn",
+        "rope_theta": 10000.0,
+        "factor": 4.0,
+        "original_max_position_embeddings": 64,
+    }
     qwen2 = shape(4, 2, 64, tied=True)
     del qwen2["head_dim"]  # Qwen2 derives it
     return {
         "llama-4to1-d64-tied": LlamaConfig(**shape(8, 2, 64, tied=True)),
         "llama-1to1-d80-untied": LlamaConfig(**shape(2, 2, 80, tied=False)),
         "llama-mqa-d128": LlamaConfig(**shape(4, 1, 128, tied=False)),
+        "llama-bias-llama3-rope": LlamaConfig(
+            **shape(4, 2, 32, tied=False),
+            attention_bias=True,
+            mlp_bias=True,
+            rope_parameters=llama3,
+        ),
         "qwen2-bias": Qwen2Config(**qwen2),
         "qwen3-qknorm": Qwen3Config(**shape(4, 2, 64, tied=False)),
+        "qwen3-qknorm-yarn-tied": Qwen3Config(**shape(4, 1, 32, tied=True), rope_parameters=yarn),
         "mistral-no-window": MistralConfig(**shape(4, 1, 64, tied=False), sliding_window=None),
         "gpt2": GPT2Config(
             n_embd=128,
@@ -72,6 +93,10 @@ def _plain_model(name: str) -> Any:
 
     torch.manual_seed(7)
     model = AutoModelForCausalLM.from_config(_configs()[name], dtype=torch.float32)
+    with torch.no_grad():  # transformers begins with zeros and ones, which hide what is left out
+        for key, parameter in model.named_parameters():
+            if key.endswith(".bias") or "norm" in key:
+                parameter.add_(torch.randn_like(parameter), alpha=0.1)
     return model.eval()
 
 
@@ -91,11 +116,14 @@ def _greedy(name: str, prompt: tuple[int, ...], new: int) -> tuple[int, ...]:
 
 
 @pytest.fixture
-def loaded_model() -> Callable[[str], LoadedModel]:
-    """`loaded_model(shape)`: a fresh copy of a tiny model, ready for an engine."""
+def loaded_model() -> Callable[..., LoadedModel]:
+    """`loaded_model(shape, ...)`: a fresh copy of a tiny model, ready for an engine.
 
-    def load(name: str) -> LoadedModel:
-        return wrap_model(copy.deepcopy(_plain_model(name)), name=name)
+    What follows the name goes to `wrap_model`.
+    """
+
+    def load(name: str, **settings: Any) -> LoadedModel:
+        return wrap_model(copy.deepcopy(_plain_model(name)), name=name, **settings)
 
     return load
 

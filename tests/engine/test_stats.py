@@ -20,6 +20,7 @@ MEASURED = {
     "steps": 67,
     "preemptions": 0,
     "backend": "torch",
+    "decoder": "lean",
 }
 
 
@@ -55,7 +56,7 @@ def test_summary() -> None:
         "64 requests, 264.2k prompt tokens, 6.1k computed (43.0x fewer)\n"
         "4.1k tokens generated in 8.0 s (512 tokens/s, first token after 1.25 s)\n"
         "1.2 GB of keys and values held, 40.1 GB if unshared\n"
-        "67 steps, 0 preemptions, backend torch"
+        "67 steps, 0 preemptions, backend torch, decoder lean"
     )
     silent = {**MEASURED, "time_to_first_token": None}
     assert "first token" not in PrefixStats.of(**silent).summary()  # type: ignore[arg-type]

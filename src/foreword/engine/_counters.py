@@ -53,7 +53,7 @@ class Counters:
             self.peak_held_pages = held_pages
             self.peak_unshared_tokens = unshared_tokens
 
-    def stats(self, backend: str) -> PrefixStats:
+    def stats(self, backend: str, decoder: str) -> PrefixStats:
         """The statistics since the counters were made."""
         waits = self.first_token_seconds
         return PrefixStats.of(
@@ -68,6 +68,7 @@ class Counters:
             steps=self.steps,
             preemptions=self.preemptions,
             backend=backend,
+            decoder=decoder,
         )
 
 

@@ -189,7 +189,7 @@ class Engine:
 
     def stats(self) -> PrefixStats:
         """Statistics since the last `reset`."""
-        return self.counters.stats(self.backend.name)
+        return self.counters.stats(self.backend.name, self.loaded.packed.kind)
 
     def progress(self, done: int, total: int, seconds: float) -> Progress:
         """How far `total` requests are, `seconds` after they were handed over."""

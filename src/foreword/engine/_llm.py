@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from foreword.engine._sequence import Request
     from foreword.engine._stats import PrefixStats
-    from foreword.models import Tokenizer
+    from foreword.models import Decoder, Tokenizer
     from foreword.scheduling import Policy
 
 
@@ -43,7 +43,7 @@ class LLM:
 
     Args:
         model: `"nano"`, a directory, a hub id, or a `LoadedModel`.
-        dtype, device: as `load_model`.
+        dtype, device, decoder: as `load_model`; a `LoadedModel` has its own already.
         policy: admission order, default first come, first served.
         config: fields of `EngineConfig` (`kv_memory`, `max_batch`, `share`, ...).
 
@@ -58,12 +58,13 @@ class LLM:
         *,
         dtype: str = "auto",
         device: str = "auto",
+        decoder: Decoder = "auto",
         policy: Policy | None = None,
         **config: Any,
     ) -> None:
         settings = _settings(config)
         if not isinstance(model, LoadedModel):
-            model = load_model(model, dtype=dtype, device=device)
+            model = load_model(model, dtype=dtype, device=device, decoder=decoder)
         self.engine = Engine(model, settings, policy=policy)
 
     @property

@@ -36,6 +36,7 @@ class PrefixStats:
         steps: forward passes of the model.
         preemptions: times a running answer was put back in line for want of memory.
         backend: the attention backend's name.
+        decoder: who computed the model's layers: "lean" or "transformers".
     """
 
     requests: int
@@ -52,6 +53,7 @@ class PrefixStats:
     steps: int
     preemptions: int
     backend: str
+    decoder: str
 
     @classmethod
     def of(
@@ -68,6 +70,7 @@ class PrefixStats:
         steps: int,
         preemptions: int,
         backend: str,
+        decoder: str,
     ) -> PrefixStats:
         """The statistics of these measurements."""
         return cls(
@@ -85,6 +88,7 @@ class PrefixStats:
             steps=steps,
             preemptions=preemptions,
             backend=backend,
+            decoder=decoder,
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -106,7 +110,7 @@ class PrefixStats:
                 f"{human_bytes(self.kv_bytes_peak)} of keys and values held, "
                 f"{human_bytes(self.kv_bytes_unshared)} if unshared",
                 f"{human_count(self.steps)} steps, {human_count(self.preemptions)} preemptions, "
-                f"backend {self.backend}",
+                f"backend {self.backend}, decoder {self.decoder}",
             )
         )
 
