@@ -39,11 +39,11 @@ class _Layer:
 class LeanModel:
     """A decoder of the Llama shape that computes packed rows.
 
-    Takes the model apart layer by layer: weights that stay as they are are shared, fused and packed
-    ones replace the originals, so that loading needs one layer's memory more than the model and
-    running needs none. The one exception is a head tied to the embedding on a CPU, where the
-    head's products want the packed order and the look-up the plain one: it is held twice. The
-    transformers model is empty afterwards, and says so if it is called.
+    Takes the model apart product by product: fused and packed weights replace the originals, which
+    are let go at once, so that loading needs the memory of one product more than the model and
+    running needs none. The one exception is a head tied to the embedding on a CPU: its products
+    want the packed order and the look-up the plain one, so it is held twice. The transformers model
+    is empty afterwards, and says so if it is called.
 
     Args:
         model: a transformers causal language model that `lean_reason` finds nothing against.
@@ -69,15 +69,14 @@ class LeanModel:
         with torch.inference_mode():
             self._embedding = keep(body.embed_tokens.weight)
             self._norm = keep(body.norm.weight)
-            self._layers = [self._take(body.layers, i) for i in range(len(body.layers))]
+            self._layers = [self._take(layer) for layer in body.layers]
             self._head = _fuse(model.lm_head)
-        model.lm_head = body.embed_tokens = nn.Identity()
+        for module in model.modules():
+            _empty(module)
         model.forward = _taken_apart
 
-    def _take(self, layers: nn.ModuleList, index: int) -> _Layer:
-        """Convert a layer and let go of the original's memory."""
-        layer: Any = layers[index]
-        layers[index] = nn.Identity()
+    def _take(self, layer: Any) -> _Layer:
+        """Convert a layer; the memory of its originals is free product by product."""
         attention, mlp = layer.self_attn, layer.mlp
         head_norm = None
         if hasattr(attention, "q_norm"):
@@ -136,10 +135,17 @@ class LeanModel:
 
 
 def _fuse(*modules: Any) -> Linear:
-    """The product of these `nn.Linear`s as one."""
-    weights = [module.weight for module in modules]
-    biases = [module.bias for module in modules]
-    return fuse(weights, biases)
+    """The product of these `nn.Linear`s as one. Empties them."""
+    product = fuse([module.weight for module in modules], [module.bias for module in modules])
+    for module in modules:
+        _empty(module)
+    return product
+
+
+def _empty(module: nn.Module) -> None:
+    """Let go of a module's own parameters, whoever else still holds the module."""
+    for name, _ in list(module.named_parameters(recurse=False)):
+        setattr(module, name, None)
 
 
 def _taken_apart(*args: Any, **kwargs: Any) -> Any:
