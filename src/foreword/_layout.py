@@ -38,7 +38,10 @@ class KVLayout(Protocol):
         """
 
     def read(self, keys: Tensor, values: Tensor, slots: Tensor) -> tuple[Tensor, Tensor]:
-        """What was written at `slots` ``[rows]``: copies ``[rows, kv_heads, head_dim]``."""
+        """What was written at `slots` ``[rows]``: copies ``[rows, kv_heads, head_dim]``.
+
+        A layout that rounds the head dimension up gives it rounded, the rest zeros.
+        """
 
 
 @final

@@ -9,7 +9,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from foreword.attention import Span, WorkList
+from foreword.attention import Backend, Span, WorkList
 
 
 @dataclass(frozen=True)
@@ -98,6 +98,23 @@ def forests(draw: st.DrawFn, decoding: bool = False) -> Forest:
     return Forest(spans, rows, end + 1)
 
 
+def mixed() -> Forest:
+    """All at once: decode, prefill, chunks of prefill over two runs, readers, a bare root."""
+    spans = [
+        Span(-1, ((0, 40),)),
+        Span(0, ((40, 9), (60, 3)), 1, 0),
+        Span(0, ((70, 20),), 20, 1),
+        Span(2, ((90, 5), (100, 6)), 7, 21),
+        Span(0, ((110, 13),), 0, 0, (28, 29)),
+        Span(-1, ((130, 1),), 1, 30),
+        Span(-1, ((140, 33),), 33, 31),
+        Span(6, ((180, 17),), 1, 64),
+        Span(6, ((200, 17),), 1, 65),
+        Span(6, ((220, 17),), 1, 66),
+    ]
+    return Forest(spans, 67, 256)
+
+
 def tree(text: str, room: int = 8) -> Forest:
     """A decode batch as PAT writes it: ``1,4,16_256,32,8``, nodes per level _ tokens per node.
 
@@ -139,3 +156,16 @@ def tensors(
         keys[:, start : start + length] = normal(kv_heads, length, dim)
         values[:, start : start + length] = normal(kv_heads, length, dim)
     return normal(forest.rows, kv_heads * group, dim), keys, values
+
+
+def laid_out(backend: Backend, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    """Plain keys and values ``[kv_heads, slots, dim]`` in the backend's layout, all else NaN."""
+    if backend.layout.name == "plain":
+        return keys, values
+    kv_heads, slots, dim = keys.shape
+    packed = backend.layout.allocate(kv_heads, slots, dim, keys.dtype, keys.device)
+    for tensor in packed:
+        tensor.fill_(torch.nan)
+    at = torch.arange(slots)
+    backend.layout.write(*packed, at, keys.transpose(0, 1), values.transpose(0, 1))
+    return packed

@@ -158,8 +158,10 @@ def test_poisoned_slots_never_leak(loaded_model, expected):
             for start, length in node.runs:
                 owned[start : start + min(left, length)] = True
                 left -= min(left, length)
-        for layer in (*engine.pool.keys, *engine.pool.values):
-            layer[:, ~owned] = float("nan")
+        nobody = torch.nonzero(~owned).flatten()
+        poison = torch.full((len(nobody), engine.pool.kv_heads, engine.pool.head_dim), torch.nan)
+        for layer in range(engine.pool.layers):
+            engine.pool.write(layer, nobody, poison, poison)
         engine.step()
     for prompt, request in zip(prompts, requests, strict=True):
         assert request.result(0).outputs[0].token_ids == expected(shape, prompt, NEW)

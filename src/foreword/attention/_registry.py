@@ -6,10 +6,11 @@ import torch
 
 from foreword.attention._backend import Backend
 from foreword.attention._errors import BackendError
+from foreword.attention._native import NativeBackend
 from foreword.attention._reference import ReferenceBackend
 from foreword.attention._torch import TorchBackend
 
-_BACKENDS: tuple[Backend, ...] = (TorchBackend(), ReferenceBackend())
+_BACKENDS: tuple[Backend, ...] = (NativeBackend(), TorchBackend(), ReferenceBackend())
 """Fastest first: "auto" takes the first that fits."""
 
 

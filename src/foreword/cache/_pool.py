@@ -90,4 +90,5 @@ class KVPool:
 
         Does not mutate; O(rows). Slots that nobody wrote hold anything.
         """
-        return self.layout.read(self.keys[layer], self.values[layer], slots)
+        k, v = self.layout.read(self.keys[layer], self.values[layer], slots)
+        return k[..., : self.head_dim], v[..., : self.head_dim]
