@@ -21,6 +21,8 @@ class EngineConfig:
         max_step_tokens: rows one step computes at most; longer prompts are prefilled in chunks.
         share: False keeps every sequence to itself (the same engine, for comparison).
         backend: attention backend by name, or `"auto"`.
+        cuda_graphs: replay recorded decode steps instead of launching each kernel; needs a CUDA
+            device, the lean decoder and a backend that can be captured (triton).
         seed: seeds the requests that bring no seed of their own.
         max_context: longest text in tokens, prompt and answer; None takes the model's.
         debug: check every invariant of the cache after each step (slow).
@@ -32,6 +34,7 @@ class EngineConfig:
     max_step_tokens: int = 2048
     share: bool = True
     backend: str = "auto"
+    cuda_graphs: bool = False
     seed: int = 0
     max_context: int | None = None
     debug: bool = False

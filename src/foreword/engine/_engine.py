@@ -26,7 +26,7 @@ from foreword.engine._results import Chunk, Progress
 from foreword.engine._sampler import Sampler
 from foreword.engine._sequence import Request, Sequence
 from foreword.engine._text import TextStream
-from foreword.models import PackedStep
+from foreword.models import GraphedModel, PackedStep
 from foreword.scheduling import Candidate, FirstComeFirstServed
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from foreword.engine._results import FinishReason
     from foreword.engine._sampler import RowLogprob
     from foreword.engine._stats import PrefixStats
-    from foreword.models import LoadedModel
+    from foreword.models import LeanModel, LoadedModel, PackedModel
     from foreword.scheduling import Policy
 
 
@@ -72,6 +72,7 @@ class Engine:
 
     Raises:
         BackendError: no attention backend fits the model.
+        ModelError: CUDA graphs are asked for and cannot be used.
         ParameterError: `kv_memory` holds less than two pages.
     """
 
@@ -99,6 +100,9 @@ class Engine:
             shape.device,
             self.backend.layout,
         )
+        self._model: PackedModel | LeanModel | GraphedModel = loaded.packed
+        if self.config.cuda_graphs:
+            self._model = GraphedModel(loaded.packed, shape, self.pool, self.backend)
         self.counters = Counters(self.pool.bytes_per_token, self.config.page_size)
         self.sampler = Sampler(self.config.seed)
         self._namespace = Namespace(model=loaded.name, dtype=str(shape.dtype))
@@ -223,7 +227,7 @@ class Engine:
         clock.lap("planning")
         if batch is None:
             return []
-        logits = self.loaded.packed.forward(self._packed(batch))
+        logits = self._model.forward(self._packed(batch))
         clock.lap("forward")
         for node, fresh in zip(batch.nodes, batch.fresh, strict=True):
             self.tree.commit(node, node.computed + fresh)

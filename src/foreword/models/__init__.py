@@ -3,6 +3,7 @@
 from foreword.models._bridge import KeyValueStore, PackedModel, PackedStep
 from foreword.models._lean import LeanModel
 from foreword.models._lean_fit import lean_reason
+from foreword.models._lean_graph import GraphedModel
 from foreword.models._loader import NANO, Decoder, LoadedModel, ModelShape, load_model, wrap_model
 from foreword.models._support import TESTED_TYPES, unsupported_features
 from foreword.models._tokenizer import Tokenizer
@@ -11,6 +12,7 @@ __all__ = [
     "NANO",
     "TESTED_TYPES",
     "Decoder",
+    "GraphedModel",
     "KeyValueStore",
     "LeanModel",
     "LoadedModel",
