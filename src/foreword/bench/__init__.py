@@ -5,6 +5,8 @@ returns plain JSON-ready values; `tables` and the README functions show them. Im
 loads no torch.
 """
 
+from foreword.bench._drawing import write_plots
+from foreword.bench._plot import PlotError
 from foreword.bench._report import (
     ReportError,
     check_readme,
@@ -23,21 +25,35 @@ from foreword.bench._settings import (
     settings_for,
 )
 from foreword.bench._suite import default_name, run_engine_bench
+from foreword.bench.attention import (
+    ATTENTION_CASES,
+    CONTENDERS,
+    AttentionSettings,
+    attention_settings,
+    run_attention_bench,
+)
 
 __all__ = [
+    "ATTENTION_CASES",
     "CASES",
+    "CONTENDERS",
     "MODELS",
     "PEERS",
+    "AttentionSettings",
     "BenchSettings",
     "ModelSize",
+    "PlotError",
     "ReportError",
     "Sizes",
+    "attention_settings",
     "check_readme",
     "default_name",
     "load_result",
     "readme_block",
+    "run_attention_bench",
     "run_engine_bench",
     "settings_for",
     "tables",
+    "write_plots",
     "write_readme",
 ]

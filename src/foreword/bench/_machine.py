@@ -111,6 +111,11 @@ def _processor() -> tuple[str | None, set[str]]:
     return model, flags
 
 
+def available_memory() -> int | None:
+    """Bytes of main memory that can still be had without swapping; None where nobody says."""
+    return _meminfo("MemAvailable")
+
+
 def _meminfo(field: str) -> int | None:
     for line in _lines("/proc/meminfo"):
         if line.startswith(f"{field}:"):

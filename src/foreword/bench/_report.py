@@ -13,9 +13,13 @@ from typing import Any
 
 from foreword._errors import ForewordError
 from foreword.bench._engine_report import conditions, engine_tables, sharer_rows, title
+from foreword.bench.attention._tables import attention_tables
 
 START, END = "<!-- bench:start -->", "<!-- bench:end -->"
-_TABLES = {"foreword bench engine": engine_tables}
+_TABLES = {
+    "foreword bench engine": engine_tables,
+    "foreword bench attention": attention_tables,
+}
 """What shows a result, by the kind it says it is of."""
 
 _SOURCE = re.compile(r"\]\((?P<path>[^)\s]+\.json)\)")

@@ -63,10 +63,12 @@ def run_engine_bench(
 
 
 def default_name(result: dict[str, Any]) -> str:
-    """A file name that says where and when: `engine-amd-epyc-2026-01-31.json`."""
-    cpu = re.sub(r"\((r|tm)\)|cpu.*|@.*|processor", "", (result["machine"]["cpu"] or "cpu").lower())
+    """A file name that says what, where and when: `engine-amd-epyc-2026-01-31.json`."""
+    what = result["kind"].split()[-1]
+    where = result["machine"].get("accelerator") or result["machine"]["cpu"] or "cpu"
+    cpu = re.sub(r"\((r|tm)\)|cpu.*|@.*|processor", "", where.lower())
     words = re.sub(r"[^a-z0-9]+", "-", cpu).strip("-") or "cpu"
-    return f"engine-{words}-{result['date'][:10]}.json"
+    return f"{what}-{words}-{result['date'][:10]}.json"
 
 
 def _case(name: str) -> Callable[[Bench], dict[str, Any]]:

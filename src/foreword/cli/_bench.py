@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from foreword._errors import ParameterError
-from foreword.cli import _console
+from foreword.cli import _bench_attention, _console
 from foreword.cli._options import BackendOption, DebugOption, JsonOption, QuietOption
 
 if TYPE_CHECKING:
@@ -16,11 +16,15 @@ if TYPE_CHECKING:
 
 bench_app = typer.Typer(
     name="bench",
-    help="Measure the engine beside its floors and its peers; show results.",
+    help="Measure the engine and its attention beside floors and peers; show results.",
     rich_markup_mode=None,
     no_args_is_help=True,
     add_completion=False,
 )
+
+
+bench_app.command()(_bench_attention.attention)
+bench_app.command()(_bench_attention.plot)
 
 
 @bench_app.command()

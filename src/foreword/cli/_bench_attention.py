@@ -1,0 +1,130 @@
+"""`foreword bench attention`: our attention backends beside every kernel that answers the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from foreword._errors import ParameterError
+from foreword.cli import _console
+from foreword.cli._options import DebugOption, JsonOption, QuietOption
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+def attention(
+    cases: Annotated[
+        str, typer.Option("--cases", "--case", help="Some of trees, chunk, sweep, alone; or all.")
+    ] = "all",
+    contenders: Annotated[
+        str,
+        typer.Option(
+            "--contenders",
+            "--contender",
+            help="Some of native, triton, torch, unshared, copies, sdpa-batch, sdpa-each, flex, "
+            "flashinfer, flashinfer-cascade, chunk-attention; or all.",
+        ),
+    ] = "all",
+    dtypes: Annotated[
+        str,
+        typer.Option(
+            "--dtypes",
+            "--dtype",
+            help="Some of bfloat16, float32, float16, for every case. [default: each case's own]",
+        ),
+    ] = "",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    quick: Annotated[bool, typer.Option("--quick", help="A dozen points, fewer repeats.")] = False,
+    repeats: Annotated[int | None, typer.Option(help="Most samples of each quantity.")] = None,
+    memory: Annotated[
+        str | None,
+        typer.Option(
+            help="Most memory for the keys and values of one point, such as 4GB. "
+            "[default: 10GB, or half of what is free; 32GB on CUDA]"
+        ),
+    ] = None,
+    threads: Annotated[int, typer.Option(help="CPU threads of every contender.")] = 2,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Directory for the result and its plots, or a file for the result."),
+    ] = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Measure one decode step's attention on prefix trees: one run, everybody in turn."""
+    from foreword.bench import ATTENTION_CASES, CONTENDERS, attention_settings
+
+    settings = attention_settings(
+        cases=_names(cases) or ATTENTION_CASES,
+        contenders=_names(contenders) or CONTENDERS,
+        dtypes=_names(dtypes),
+        device=_device(device),
+        threads=threads,
+        quick=quick,
+        repeats=repeats,
+        memory=_bytes(memory),
+    )
+    if out is not None and not out.is_dir() and not out.parent.is_dir():
+        raise ParameterError(f"no directory {str(out.parent)!r} for the result: make it first")
+    from foreword.bench import run_attention_bench, tables
+
+    result = run_attention_bench(settings, say=lambda line: _console.note(line, quiet=quiet))
+    if out is not None:
+        _write(result, out, quiet=quiet)
+    if as_json:
+        _console.print_json(result)
+    else:
+        print(tables(result))
+
+
+def plot(
+    result: Annotated[Path, typer.Argument(help="A result file.")],
+    out: Annotated[Path, typer.Option(help="Directory for the plots (SVG).")] = Path(),
+    debug: DebugOption = False,
+) -> None:
+    """Draw a result: an SVG for each of its cases that has a plot."""
+    from foreword.bench import load_result, write_plots
+
+    for path in write_plots(load_result(result), out, result.stem):
+        _console.note(f"wrote {path}")
+
+
+def _write(result: Mapping[str, Any], out: Path, *, quiet: bool) -> None:
+    import json
+
+    from foreword.bench import PlotError, default_name, write_plots
+
+    path = out / default_name(dict(result)) if out.is_dir() else out
+    path.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    _console.note(f"wrote {path}", quiet=quiet)
+    try:
+        for plotted in write_plots(dict(result), path.parent, path.stem):
+            _console.note(f"wrote {plotted}", quiet=quiet)
+    except PlotError as error:  # hours may lie behind: the result is what counts
+        _console.note(f"no plots: {error}", quiet=quiet)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    """The names in a list with commas; "all" and nothing are nobody in particular."""
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    return () if names == ("all",) else names
+
+
+def _bytes(size: str | None) -> int | None:
+    if size is None:
+        return None
+    from foreword.engine import parse_bytes
+
+    return parse_bytes(size)
+
+
+def _device(name: str) -> str:
+    if name != "auto":
+        return name
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
