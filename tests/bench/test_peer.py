@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from pathlib import Path
 
 import pytest
 
+from foreword.bench import PEERS
 from foreword.bench._machine import clone_root
-from foreword.bench._peer import Peer, PeerError, locate
+from foreword.bench._peer import SCRIPTS, Peer, PeerError, locate
 
 # The module, not the room's face: its constants and functions are replaced here.
 peer_module = importlib.import_module("foreword.bench._peer")
@@ -64,14 +66,30 @@ def test_a_peer_that_dies_leaves_its_last_words(stand_in: Path) -> None:
 
 def test_a_peer_that_hangs_is_ended(stand_in: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(peer_module, "PATIENCE", 0.2)
-    with Peer("some", stand_in) as peer, pytest.raises(PeerError, match="took more than"):
+    with Peer("some", stand_in) as peer, pytest.raises(PeerError, match=r"took more than 0\.2 s"):
         peer.ask("hang")
+    with Peer("some", stand_in) as peer:
+        with pytest.raises(PeerError, match=r"took more than 0\.1 s"):
+            peer.ask("hang", limit=0.1)
+        assert peer.ended
 
 
-def test_a_peer_that_is_not_installed_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FOREWORD_VLLM_PYTHON", "/nowhere/python")
-    with pytest.raises(PeerError, match=r"prepare_vllm\.sh"):
-        locate("vllm")
+def test_long_prompts_arrive_whole(stand_in: Path) -> None:
+    prompts = [list(range(20_000)) for _ in range(10)]
+    with Peer("some", stand_in) as peer:
+        assert peer.ask("case", prompts=prompts)["heard"]["prompts"] == prompts
+
+
+@pytest.mark.parametrize("name", ["vllm", "openvino", "llamacpp"])
+def test_a_peer_that_is_not_installed_says_what_to_do(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    variable = f"FOREWORD_{name.upper()}_PYTHON"
+    monkeypatch.setenv(variable, "/nowhere/python")
+    with pytest.raises(PeerError, match=rf"prepare_{name}\.sh, or set {variable}"):
+        locate(name)
+    monkeypatch.setenv(variable, sys.executable)
+    assert locate(name)[0] == sys.executable
 
 
 def test_without_a_clone_there_are_no_peers(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,8 +98,16 @@ def test_without_a_clone_there_are_no_peers(monkeypatch: pytest.MonkeyPatch) -> 
         locate("transformers")
 
 
-def test_every_known_peer_has_its_script() -> None:
-    assert clone_root() is not None
-    assert locate("transformers")[1].is_file()
-    assert (Path(locate("transformers")[1]).parent / "vllm_cpu.py").is_file()
-    assert (Path(locate("transformers")[1]).parent / "prepare_vllm.sh").is_file()
+def test_every_known_peer_has_its_scripts() -> None:
+    root = clone_root()
+    assert root is not None
+    peers = root / "benchmarks" / "peers"
+    assert list(SCRIPTS) == list(PEERS)
+    for name, script in SCRIPTS.items():
+        assert (peers / script).is_file()
+        if not name.startswith("transformers"):
+            prepare = peers / f"prepare_{name}.sh"
+            assert os.access(prepare, os.X_OK)
+            assert f"environment for {script}: benchmarks/peers/.venv-{name}" in " ".join(
+                prepare.read_text().replace("#", "").split()
+            )

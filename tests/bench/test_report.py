@@ -17,7 +17,18 @@ SPEED = {
     "decode": summary([100.0, 110.0, 130.0], "tokens/s"),
     "decode_step": summary([50.0, 51.0, 52.0], "ms"),
     "total_cold": summary([9.0, 9.5, 10.0], "s"),
+    "first_token": {"median": summary([2.0], "s"), "last": summary([3.0, 5.0], "s")},
     "peak_rss_bytes": 1_500_000_000,
+}
+POINT = {
+    "requests": 8,
+    "prefix": 1024,
+    "suffix": 32,
+    "foreword": SPEED,
+    "peers": {
+        "vllm": SPEED | {"ours_over_theirs": 1.5},
+        "openvino": {"skipped": "no environment for it"},
+    },
 }
 RESULT: dict[str, Any] = {
     "kind": "foreword bench engine",
@@ -60,7 +71,8 @@ RESULT: dict[str, Any] = {
                 "backend": "torch",
             },
             "peers": {
-                "transformers": SPEED | {"ours_over_theirs": 12.345},
+                "transformers": SPEED
+                | {"ours_over_theirs": 12.345, "measured_once": "a repeat takes 120 s"},
                 "vllm": {"skipped": "no environment for it"},
             },
             "unshared": {
@@ -104,15 +116,28 @@ def test_the_block_says_numbers_and_conditions(readme: Path) -> None:
     text = readme.read_text()
     for part in (
         "64 requests behind 4,096 shared tokens",
-        "| Foreword | 110 ± 15 | 51.0 ± 1.0 | 9.5 ± 0.5 | 1.5 |",
+        "| Foreword | 110 ± 15 | 51.0 ± 1.0 | 2.0 | 9.5 ± 0.5 | 1.5 |",
         "12.35x",
-        "not measured",
+        "| first token, s |",
         "avx2",
         "commit 0123456789;",
         "medians of 3",
         "2026-01-31",
     ):
         assert part in text, part
+    assert "vLLM" not in text  # it was not measured
+
+
+def test_a_result_of_the_first_format_can_still_be_checked(readme: Path) -> None:
+    old = deepcopy(RESULT)
+    for engine in ("foreword", "transformers"):
+        case = old["cases"]["sharers"]
+        del (case["peers"] | case)[engine]["first_token"]
+    _result(readme.parent).write_text(json.dumps(old))
+    write_readme(readme, _result(readme.parent))
+    assert "| Foreword | 110 ± 15 | 51.0 ± 1.0 | 9.5 ± 0.5 | 1.5 |" in readme.read_text()
+    old["cases"]["nothing-to-share"] = {"requests": 32}
+    assert "requests behind 4,096" in tables(old)
 
 
 def test_an_edited_number_is_found(readme: Path) -> None:
@@ -157,11 +182,36 @@ def test_a_result_outside_the_repository_is_refused(
         write_readme(readme, other)
 
 
-def test_tables_show_what_was_left_out() -> None:
+def test_tables_show_what_was_left_out_and_why() -> None:
     text = tables(RESULT)
-    assert "not measured" in text
+    assert "Left out: vLLM, CPU build: no environment for it" in text
+    assert "Measured once: transformers `generate`" in text
+    assert "prefix cache expanded 4.0 ± 1.0 s" in text  # the last first token
     assert "6144 of 264192, distinct: 6144" in text
     assert tables(RESULT | {"cases": {}}).startswith("Some(R) CPU")
+
+
+def test_the_sweep_has_a_row_for_each_point() -> None:
+    case = {"new_tokens": 16, "repeats": 2, "points": [POINT, POINT | {"peers": {}}]}
+    lines = tables(RESULT | {"cases": {"sweep": case}}).splitlines()
+    decode = lines.index("Decode, tokens/s; in brackets ours over theirs")
+    head, with_peer, without = (line.split() for line in lines[decode + 1 : decode + 4])
+    assert head == ["requests", "shared", "own", "Foreword", "vllm"]
+    assert " ".join(with_peer) == "8 1,024 32 110 ± 15 110 ± 15 (1.50x)"
+    assert " ".join(without) == "8 1,024 32 110 ± 15"
+    assert "2.0 / 4.0  2.0 / 4.0" in "\n".join(lines)
+    assert "Left out: openvino at 8 x 1,024 + 32: no environment for it" in lines
+
+
+def test_nothing_to_share_stands_beside_peers() -> None:
+    whole = {"total": summary([2.0], "s")}
+    point = {"requests": 8, "prompt": 512, "on": whole, "off": whole, "speed_on_over_off": 0.99}
+    point |= {"foreword": SPEED, "peers": POINT["peers"]}
+    text = tables(RESULT | {"cases": {"nothing-to-share": {"points": [point]}}})
+    row = next(line for line in text.splitlines() if line.startswith("8 requests of 512"))
+    assert row.split() == (
+        "8 requests of 512 2.00 2.00 0.99x 110 ± 15 110 ± 15 (1.50x)".split()  # noqa: SIM905
+    )
 
 
 def test_a_result_gets_a_name_of_its_own() -> None:

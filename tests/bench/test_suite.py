@@ -28,7 +28,13 @@ def result(said: list[str]) -> dict[str, Any]:
 def test_a_result_is_plain_json_and_can_be_shown(result: dict[str, Any]) -> None:
     assert json.loads(json.dumps(result, allow_nan=False)) == json.loads(json.dumps(result))
     text = tables(result)
-    for part in ("8 requests behind 128", "as the shared prefix grows", "One more behind 8"):
+    for part in (
+        "8 requests behind 128",
+        "The sharers at other sizes",
+        "4 requests of 24",
+        "as the shared prefix grows",
+        "One more behind 8",
+    ):
         assert part in text
     assert result["settings"]["threads"] == 1
     assert result["settings"]["peers"] == ()
@@ -87,15 +93,35 @@ def test_a_newcomer_computes_its_own_tokens_only(result: dict[str, Any]) -> None
 
 
 def test_with_nothing_to_share_both_compute_the_same(result: dict[str, Any]) -> None:
-    case = result["cases"]["nothing-to-share"]
+    (case,) = result["cases"]["nothing-to-share"]["points"]
+    assert (case["requests"], case["prompt"]) == (4, 24)
     assert case["off"]["prompt_tokens_computed"] == [4 * 24]
     assert 4 * 24 - 3 <= case["on"]["prompt_tokens_computed"][0] <= 4 * 24
     assert len(case["speed_on_over_off_pairs"]) == 1
+    assert case["foreword"]["decode"]["median"] > 0
+
+
+def test_the_sweep_measures_every_point(result: dict[str, Any]) -> None:
+    case = result["cases"]["sweep"]
+    sizes = [(p["requests"], p["prefix"], p["suffix"]) for p in case["points"]]
+    assert sizes == [(2, 64, 8), (4, 64, 16)]
+    for point in case["points"]:
+        assert point["peers"] == {}
+        ours = point["foreword"]
+        assert ours["first_token"]["median"]["median"] <= ours["total_cold"]["median"]
+        assert ours["peak_rss_bytes"] > 1e8
 
 
 def test_every_phase_is_said(result: dict[str, Any], said: list[str]) -> None:
     assert result["cases"]
-    for begin in ("writing the tiny", "sharers, repeat 1 of 1", "curve at 128", "joins", "nothing"):
+    for begin in (
+        "writing the tiny",
+        "sharers, repeat 1 of 1",
+        "sweep, 4 behind 64 + 16, repeat 1 of 1: foreword",
+        "nothing to share, 4 of 24",
+        "curve at 128",
+        "joins",
+    ):
         assert any(line.startswith(begin) for line in said), begin
 
 
@@ -112,13 +138,14 @@ def test_linear_shapes_are_those_of_the_model() -> None:
 
 
 @pytest.mark.slow
-def test_transformers_takes_part(said: list[str]) -> None:
-    settings = settings_for("tiny", cases=("sharers",), peers=("transformers",), threads=1)
-    settings = replace(settings, sizes=replace(settings.sizes, repeats=1))
+@pytest.mark.parametrize("name", ["transformers", "transformers-cb"])
+def test_transformers_takes_part(name: str, said: list[str]) -> None:
+    settings = settings_for("tiny", cases=("sharers",), peers=(name,), threads=1, repeats=1)
+    settings = replace(settings, model=replace(settings.model, dtype="float32"))
     result = run_engine_bench(settings, say=said.append)
-    peer = result["cases"]["sharers"]["peers"]["transformers"]
+    peer = result["cases"]["sharers"]["peers"][name]
     assert "skipped" not in peer, peer
     assert peer["decode_steps"] == 3
-    assert peer["same_first_tokens"] >= 6  # bfloat16 and random weights: near ties may fall apart
+    assert peer["same_first_tokens"] == 8
     assert "4 more steps" in peer["total_cold_is"]
     assert peer["peak_rss_bytes"] > 1e8

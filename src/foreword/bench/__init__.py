@@ -18,12 +18,11 @@ from foreword.bench._report import (
 from foreword.bench._settings import (
     CASES,
     MODELS,
-    PEERS,
     BenchSettings,
     ModelSize,
-    Sizes,
     settings_for,
 )
+from foreword.bench._sizes import PEERS, Sizes, SweepPoint
 from foreword.bench._suite import default_name, run_engine_bench
 from foreword.bench.attention import (
     ATTENTION_CASES,
@@ -45,6 +44,7 @@ __all__ = [
     "PlotError",
     "ReportError",
     "Sizes",
+    "SweepPoint",
     "attention_settings",
     "check_readme",
     "default_name",

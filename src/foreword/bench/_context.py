@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import gc
+import json
 import tempfile
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from foreword.bench._measure import reset_peak_memory
+import torch
+
 from foreword.bench._models import write_random_llama
+from foreword.bench._peer import Peer, PeerError
 from foreword.bench._workload import TokenSource
 from foreword.engine import LLM
 from foreword.models import load_model
@@ -17,7 +21,8 @@ from foreword.models import load_model
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from foreword.bench._settings import BenchSettings, Sizes
+    from foreword.bench._settings import BenchSettings
+    from foreword.bench._sizes import Sizes
     from foreword.engine import Engine
     from foreword.models import LoadedModel
 
@@ -26,7 +31,7 @@ PAGE_SLACK = 1.25
 
 
 class Bench:
-    """One run. A context manager: leaving it deletes the model's files.
+    """One run. A context manager: leaving it ends the peers and deletes the model's files.
 
     Args:
         settings: what to do.
@@ -37,11 +42,14 @@ class Bench:
         self.settings = settings
         self.say = say
         self._directory = tempfile.TemporaryDirectory(prefix="foreword-bench-")
+        self._peers: dict[str, Peer] = {}
+        self._absent: dict[str, str] = {}
 
     def __enter__(self) -> Bench:
         return self
 
     def __exit__(self, *exc: object) -> None:
+        self.dismiss_peers()
         self._directory.cleanup()
 
     @property
@@ -64,29 +72,72 @@ class Bench:
 
     @cached_property
     def loaded(self) -> LoadedModel:
-        """The model as our engine runs it; the peak of memory counts anew from its loading on."""
-        directory = self.model_directory
-        reset_peak_memory()
-        return load_model(directory, dtype=self.settings.model.dtype, device="cpu")
+        """The model as our engine runs it."""
+        return load_model(self.model_directory, dtype=self.settings.model.dtype, device="cpu")
 
     def source(self, case: int) -> TokenSource:
         """Random tokens for a case; each case number has its own."""
         return TokenSource(self.settings.model.vocab, 1000 * self.settings.seed + case)
 
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """What one token's keys and values take in all layers, in the model's type."""
+        size = self.settings.model
+        itemsize = getattr(torch, size.dtype).itemsize
+        return int(2 * size.layers * size.kv_heads * size.head_dim * itemsize)
+
+    def peer(self, name: str) -> Peer:
+        """A running peer with its model loaded: the one there is, else a new one.
+
+        Raises:
+            PeerError: it cannot be had; a reason once found is given again and nothing tried.
+        """
+        if name in self._absent:
+            raise PeerError(self._absent[name])
+        if name in self._peers and self._peers[name].ended:
+            self._peers.pop(name).close()
+        if name not in self._peers:
+            self.say(f"starting {name}")
+            try:
+                peer = self._peers[name] = Peer(name, self._work_file(name))
+                peer.facts = peer.ask("load")
+            except PeerError as error:
+                self._absent[name] = str(error)
+                raise
+        return self._peers[name]
+
+    def dismiss_peers(self) -> None:
+        """End all peers, so that neither their memory nor their threads are there any more."""
+        while self._peers:
+            self._peers.popitem()[1].close()
+
+    def _work_file(self, name: str) -> Path:
+        """What a peer is told at its start; see `read_work` in benchmarks/peers/_serve.py."""
+        scratch = self.directory / name
+        scratch.mkdir(exist_ok=True)
+        work = {
+            "model": str(self.model_directory),
+            "dtype": self.settings.model.dtype,
+            "threads": self.settings.threads,
+            "scratch": str(scratch),
+            "kv_bytes_per_token": self.kv_bytes_per_token,
+            **asdict(self.sizes.extent),
+        }
+        file = scratch / "work.json"
+        file.write_text(json.dumps(work), encoding="utf-8")
+        return file
+
     def engine(self, tokens: int, *, share: bool = True) -> Engine:
         """A fresh engine whose pool has room for `tokens` tokens and some slack."""
-        shape = self.loaded.shape
-        per_token = 2 * shape.layers * shape.kv_heads * shape.head_dim * shape.dtype.itemsize
-        memory = int(tokens * PAGE_SLACK + 1024) * per_token
+        memory = int(tokens * PAGE_SLACK + 1024) * self.kv_bytes_per_token
         backend = self.settings.backend
         return LLM(self.loaded, kv_memory=memory, share=share, backend=backend).engine
 
 
 def model_facts(bench: Bench) -> dict[str, Any]:
     """The model's numbers, with what one token's keys and values take and what runs it."""
-    from dataclasses import asdict
-
-    shape = bench.loaded.shape
-    per_token = 2 * shape.layers * shape.kv_heads * shape.head_dim * shape.dtype.itemsize
     facts = asdict(bench.settings.model)
-    return facts | {"kv_bytes_per_token": per_token, "forward": bench.loaded.packed.kind}
+    return facts | {
+        "kv_bytes_per_token": bench.kv_bytes_per_token,
+        "forward": bench.loaded.packed.kind,
+    }

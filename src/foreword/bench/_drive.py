@@ -24,6 +24,7 @@ class Run:
 
     Attributes:
         seconds: from handing the prompts over to the last token.
+        first_tokens: seconds from handing the prompts over to each request's first token.
         steady: seconds of each steady step.
         parts: seconds by part of the engine (planning, forward, ...) over the steady steps.
         texts: each request's tokens, prompt and answer.
@@ -31,6 +32,7 @@ class Run:
     """
 
     seconds: float
+    first_tokens: list[float]
     steady: list[float]
     parts: dict[str, float]
     texts: list[list[int]]
@@ -88,7 +90,8 @@ def run(engine: Engine, prompts: Sequence[list[int]], new_tokens: int) -> Run:
         driver.step()
     seconds = time.perf_counter() - began
     texts = [list(request.sequences[0].tokens) for request in driver.requests]
-    return Run(seconds, driver.steady, driver.parts, texts, engine.stats())
+    first = [r.first_token - began for r in driver.requests if r.first_token is not None]
+    return Run(seconds, first, driver.steady, driver.parts, texts, engine.stats())
 
 
 def keep_only(engine: Engine, prompts: Sequence[list[int]]) -> None:

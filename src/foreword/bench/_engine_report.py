@@ -5,10 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from foreword.bench._layout import aligned, value_text
+from foreword.bench._sweep_report import measured, peer_names, rate_beside_ours, sweep_tables
 
 PEER_LABELS = {
     "transformers": "transformers `generate`, prefix cache expanded",
+    "transformers-cb": "transformers continuous batching",
     "vllm": "vLLM, CPU build",
+    "openvino": "OpenVINO GenAI",
+    "llamacpp": "llama.cpp, `llama-batched-bench -pps`",
 }
 
 
@@ -18,7 +22,7 @@ def engine_tables(result: dict[str, Any]) -> str:
     cases = result["cases"]
     if "sharers" in cases:
         case = cases["sharers"]
-        parts.append(title(case) + "\n" + aligned(sharer_rows(case)))
+        parts.append("\n".join([title(case), aligned(sharer_rows(case)), *_remarks(case)]))
         parts.append(_ours(case["foreword"]))
         unshared = case["unshared"]
         parts.append(
@@ -26,12 +30,14 @@ def engine_tables(result: dict[str, Any]) -> str:
             f"against off: decode {unshared['decode_shared_over_unshared']:.2f}x, whole run "
             f"{unshared['total_unshared_over_shared']:.2f}x"
         )
+    if "sweep" in cases:
+        parts.append(sweep_tables(cases["sweep"]))
+    if "points" in cases.get("nothing-to-share", {}):  # results of format 1 have other fields there
+        parts.append(_alone(cases["nothing-to-share"]))
     if "curve" in cases:
         parts.append(_curve(cases["curve"]))
     if "joins" in cases:
         parts.append(_joins(cases["joins"]))
-    if "nothing-to-share" in cases:
-        parts.append(_alone(cases["nothing-to-share"]))
     return "\n\n".join(parts)
 
 
@@ -61,15 +67,18 @@ def title(case: dict[str, Any]) -> str:
 
 
 def sharer_rows(case: dict[str, Any]) -> list[list[str]]:
+    """The main table, head first: ours and each peer that was measured."""
     ours = case["foreword"]
-    rows = [["", "decode, tokens/s", "step, ms", "whole run, s", "peak memory, GB", "ours is"]]
-    rows.append(["Foreword", *_speeds(ours), ""])
-    for name, peer in case["peers"].items():
+    head = ["", "decode, tokens/s", "step, ms", "whole run, s", "peak memory, GB", "ours is"]
+    rows = [head, ["Foreword", *_speeds(ours), ""]]
+    for name, peer in measured(case).items():
         label = PEER_LABELS.get(name, name)
-        if "skipped" in peer:
-            rows.append([label, "not measured", "", "", "", ""])
-        else:
-            rows.append([label, *_speeds(peer), f"{peer['ours_over_theirs']:.2f}x"])
+        rows.append([label, *_speeds(peer), f"{peer['ours_over_theirs']:.2f}x"])
+    if "first_token" in ours:
+        engines = [ours, *measured(case).values()]
+        head.insert(3, "first token, s")
+        for row, engine in zip(rows[1:], engines, strict=True):
+            row.insert(3, value_text(engine["first_token"]["median"], 1))
     return rows
 
 
@@ -80,6 +89,25 @@ def _speeds(row: dict[str, Any]) -> list[str]:
         value_text(row["total_cold"], 1),
         f"{row['peak_rss_bytes'] / 1e9:.1f}",
     ]
+
+
+def _remarks(case: dict[str, Any]) -> list[str]:
+    """What the table does not say: last first tokens, single repeats, who is missing and why."""
+    engines = {"Foreword": case["foreword"]}
+    engines |= {PEER_LABELS.get(n, n): peer for n, peer in measured(case).items()}
+    last = [
+        f"{name} {value_text(e['first_token']['last'], 1)} s"
+        for name, e in engines.items()
+        if "first_token" in e
+    ]
+    lines = [f"The last request's first token: {'; '.join(last)}"] if last else []
+    for name, peer in case["peers"].items():
+        label = PEER_LABELS.get(name, name)
+        if "skipped" in peer:
+            lines.append(f"Left out: {label}: {peer['skipped']}")
+        elif peer.get("measured_once"):
+            lines.append(f"Measured once: {label}: {peer['measured_once']}")
+    return lines
 
 
 def _ours(row: dict[str, Any]) -> str:
@@ -129,8 +157,18 @@ def _joins(case: dict[str, Any]) -> str:
 
 
 def _alone(case: dict[str, Any]) -> str:
-    on, off = (value_text(case[name]["total"], 2) for name in ("on", "off"))
-    return (
-        f"Nothing to share, {case['requests']} requests of {case['prompt']} tokens: sharing on "
-        f"{on} s, off {off} s, speed {case['speed_on_over_off']:.2f}x"
-    )
+    names = peer_names(case["points"])
+    rows = [["nothing to share", "sharing on, s", "off, s", "speed", "decode, tokens/s"]]
+    rows[0] += [PEER_LABELS.get(name, name) for name in names]
+    for point in case["points"]:
+        rows.append(
+            [
+                f"{point['requests']} requests of {point['prompt']}",
+                value_text(point["on"]["total"], 2),
+                value_text(point["off"]["total"], 2),
+                f"{point['speed_on_over_off']:.2f}x",
+                value_text(point["foreword"]["decode"], 0),
+                *(rate_beside_ours(point["peers"].get(name)) for name in names),
+            ]
+        )
+    return aligned(rows)

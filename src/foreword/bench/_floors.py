@@ -42,10 +42,19 @@ class AttentionAlone:
         self._first, self._stride = prefix, own
         slots = prefix + requests * own
         self._pool = KVPool(
-            shape.layers, shape.kv_heads, slots, shape.head_dim, shape.dtype, shape.device
+            shape.layers,
+            shape.kv_heads,
+            slots,
+            shape.head_dim,
+            shape.dtype,
+            shape.device,
+            backend.layout,
         )
-        for tensor in (*self._pool.keys, *self._pool.values):
-            tensor.normal_()
+        size = (slots, shape.kv_heads, shape.head_dim)
+        everywhere = torch.arange(slots, device=shape.device)
+        for layer in range(shape.layers):
+            k, v = (torch.randn(size, dtype=shape.dtype, device=shape.device) for _ in "kv")
+            self._pool.write(layer, everywhere, k, v)
         self._query = torch.randn(
             requests, shape.heads, shape.head_dim, dtype=shape.dtype, device=shape.device
         )

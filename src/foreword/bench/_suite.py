@@ -8,6 +8,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from foreword.bench._machine import Quietness, machine, now, source, versions
+from foreword.bench._settings import PEER_CASES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from foreword.bench._context import Bench
     from foreword.bench._settings import BenchSettings
 
-FORMAT = 1
+FORMAT = 2
 """Grows when a field of the result changes its meaning or its place."""
 
 
@@ -43,6 +44,8 @@ def run_engine_bench(
             facts = model_facts(bench)
             results = {}
             for name in settings.cases:
+                if name not in PEER_CASES:
+                    bench.dismiss_peers()
                 results[name] = _case(name)(bench)
                 gc.collect()
     finally:
@@ -76,10 +79,12 @@ def _case(name: str) -> Callable[[Bench], dict[str, Any]]:
     from foreword.bench._curve import curve
     from foreword.bench._joins import joins
     from foreword.bench._sharers import sharers
+    from foreword.bench._sweep import sweep
 
     return {
         "sharers": sharers,
+        "sweep": sweep,
+        "nothing-to-share": nothing_to_share,
         "curve": curve,
         "joins": joins,
-        "nothing-to-share": nothing_to_share,
     }[name]

@@ -30,16 +30,23 @@ bench_app.command()(_bench_attention.plot)
 @bench_app.command()
 def engine(
     cases: Annotated[
-        str, typer.Option(help="Some of sharers, curve, joins, nothing-to-share; or all.")
+        str,
+        typer.Option(help="Some of sharers, sweep, nothing-to-share, curve, joins; or all."),
     ] = "all",
     peers: Annotated[
-        str, typer.Option(help="Some of transformers, vllm; or all, or none.")
+        str,
+        typer.Option(
+            help="Some of transformers, transformers-cb, vllm, openvino, llamacpp; or all, or none."
+        ),
     ] = "all",
     model_shape: Annotated[str, typer.Option(help="m350, or tiny (for a try).")] = "m350",
     quick: Annotated[bool, typer.Option("--quick", help="Fewer tokens, lengths, repeats.")] = False,
     repeats: Annotated[int | None, typer.Option(help="Times everything is measured.")] = None,
     peer_tokens: Annotated[
-        int | None, typer.Option(help="New tokens of the transformers peer, which is slow.")
+        int | None, typer.Option(help="New tokens of the transformers peers, which are slow.")
+    ] = None,
+    peer_limit: Annotated[
+        float | None, typer.Option(help="Seconds that one run of a peer may take.")
     ] = None,
     threads: Annotated[int, typer.Option(help="Threads of every engine.")] = 2,
     backend: BackendOption = "auto",
@@ -59,6 +66,7 @@ def engine(
         quick=quick,
         repeats=repeats,
         peer_tokens=peer_tokens,
+        peer_limit=peer_limit,
         cases=_names(cases, CASES),
         peers=_names(peers, PEERS),
         threads=threads,
