@@ -3,6 +3,10 @@
 
 The model is converted first, in a process of its own so that its memory does not count. Keys and
 values are kept in the model's type: the default, eight bits, would be another model.
+
+What a request finds in the cache is decided when it is handed over, so requests that arrive
+together would each compute the whole prefix. A cold run therefore sends one request with the prefix
+ahead and waits for it, as somebody who serves with this engine would; its time counts.
 """
 
 from __future__ import annotations
@@ -72,25 +76,40 @@ class OpenVINO:
         self.empty = True
 
     def case(self, prefix: list[int], prompts: list[list[int]]) -> dict[str, Any]:
-        import numpy as np
-        from openvino import Tensor
-
-        self.prompts = [Tensor(np.array([ids], dtype=np.int64)) for ids in prompts]
+        self.prefix, self.prompts = prefix, prompts
         return {"prefix_seconds": None}
 
     def run(self, tokens: int, cold: bool) -> dict[str, Any]:
-        import openvino_genai as genai
-
         if cold and not self.empty:
             self.start()
         self.empty = False
+        began = time.perf_counter()
+        if cold and self.prefix:
+            self.answer([self.prefix], 1)
+        ahead = time.perf_counter() - began
+        texts, first = self.answer(self.prompts, tokens)
+        return {
+            "seconds": time.perf_counter() - began,
+            "texts": texts,
+            "first_tokens": [ahead + seconds for seconds in first],
+        }
+
+    def answer(self, prompts: list[list[int]], tokens: int) -> tuple[list[list[int]], list[float]]:
+        """Every prompt's new tokens, and the seconds until its first one."""
+        import numpy as np
+        import openvino_genai as genai
+        from openvino import Tensor
+
         greedy = genai.GenerationConfig()
         greedy.max_new_tokens = greedy.min_new_tokens = tokens
         greedy.ignore_eos, greedy.do_sample = True, False
-        texts: list[list[int]] = [[] for _ in self.prompts]
-        first: list[float | None] = [None] * len(self.prompts)
+        texts: list[list[int]] = [[] for _ in prompts]
+        first = [0.0] * len(prompts)
         began = time.perf_counter()
-        handles = [self.pipeline.add_request(i, ids, greedy) for i, ids in enumerate(self.prompts)]
+        handles = [
+            self.pipeline.add_request(i, Tensor(np.array([ids], dtype=np.int64)), greedy)
+            for i, ids in enumerate(prompts)
+        ]
         while self.pipeline.has_non_finished_requests():
             self.pipeline.step()
             now = time.perf_counter() - began
@@ -99,7 +118,7 @@ class OpenVINO:
                     for output in handle.read().values():
                         texts[i] += output.generated_ids
                     first[i] = first[i] or now
-        return {"seconds": time.perf_counter() - began, "texts": texts, "first_tokens": first}
+        return texts, first
 
 
 def convert(work: dict[str, Any]) -> Path:

@@ -35,7 +35,7 @@ class ContinuousBatching:
         self.settings = {
             "page_size": PAGE,
             "num_blocks": -(-self.work["kv_tokens"] // PAGE) + own_pages,
-            "max_batch_tokens": 2048,
+            "max_batch_tokens": 512,
             "max_requests_per_batch": self.work["max_requests"],
             "allow_block_sharing": True,
         }

@@ -6,9 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from foreword.bench._plot import PlotError
+from foreword.bench._sweep_plot import draw_engine
 from foreword.bench.attention._plots import draw_attention
 
-_DRAW = {"foreword bench attention": draw_attention}
+_DRAW = {
+    "foreword bench engine": draw_engine,
+    "foreword bench attention": draw_attention,
+}
 """What draws a result: writes `directory/stem-CASE.svg` for each case it can show."""
 
 

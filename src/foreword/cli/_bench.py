@@ -9,6 +9,7 @@ import typer
 
 from foreword._errors import ParameterError
 from foreword.cli import _bench_attention, _console
+from foreword.cli._bench_files import check_out, write_result
 from foreword.cli._options import BackendOption, DebugOption, JsonOption, QuietOption
 
 if TYPE_CHECKING:
@@ -104,21 +105,16 @@ def report(
 
 
 def _measure(settings: BenchSettings, out: Path | None, *, as_json: bool, quiet: bool) -> None:
-    import json
-
-    if out is not None and not out.is_dir() and not out.parent.is_dir():
-        raise ParameterError(f"no directory {str(out.parent)!r} for the result: make it first")
+    check_out(out)
     from transformers.utils import logging
 
-    from foreword.bench import default_name, run_engine_bench, tables
+    from foreword.bench import run_engine_bench, tables
 
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     result = run_engine_bench(settings, say=lambda line: _console.note(line, quiet=quiet))
     if out is not None:
-        path = out / default_name(result) if out.is_dir() else out
-        path.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        _console.note(f"wrote {path}", quiet=quiet)
+        write_result(result, out, quiet=quiet)
     if as_json:
         _console.print_json(result)
     else:
