@@ -6,6 +6,7 @@ struct PairedBFloat16 {
     using Packed = __m512bh;
     using Broadcast = __m512bh;
     static constexpr int STEP = 2, UNIT_BYTES = 4;
+    static constexpr bool TILES = false;
 
     static Packed load(const char *p) {
         return (__m512bh)_mm512_loadu_si512(reinterpret_cast<const void *>(p));

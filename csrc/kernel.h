@@ -23,7 +23,8 @@ struct Scratch {
     // Per strip.
     float *scores;  // [STRIP][PIECE + 2 * 16]
     char *weights;  // the same in units of the kernel
-    char *edge;     // [dim] one pair of values with what is not ours zeroed; AMX: a tile of them
+    char *edge;     // 32 values at most, with what is not ours zeroed
+    int32_t tile_rows;  // what the tiles are configured for; 0: nothing yet
 };
 
 constexpr int LANES = 16;

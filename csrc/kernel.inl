@@ -15,13 +15,17 @@
 // a class `Ops` (see portable.h). Nothing from the standard library is used here: an inline function
 // of it, compiled for a newer processor, could be the copy that the linker keeps for all.
 
+// Panels live in registers: their loops must be unrolled before anything else is decided.
+#define FW_UNROLL _Pragma("GCC unroll 16")
+
 // Storage traits: how units (what one side of a product broadcasts) and vectors are read.
 //   Ops::W             floats per vector          Ops::Vec
 //   Dot::STEP          elements of the summed dimension per step (1, or 2 for pairs)
 //   Dot::Unit          the broadcast operand's type, STEP elements
 //   Dot::load(p)       a vector of W units from packed memory -> Dot::Packed
 //   Dot::UNIT_BYTES    bytes of one unit in packed memory
-//   Dot::dot(acc, packed, unit*)
+//   Dot::dot(acc, packed, broadcast)
+//   Dot::TILES         whether strips go to matrix tiles instead, see tiles.inl
 template <class Ops, class Dot> struct Attention {
     using Vec = typename Ops::Vec;
     using Unit = typename Dot::Unit;
@@ -66,11 +70,11 @@ template <class Ops, class Dot> struct Attention {
     // scores[R rows][C vectors] of the tokens that begin at vector `at` of the pool's row of slots.
     template <int R, int C> void score_panel(const Unit *q, int64_t at, float *out) const {
         Vec acc[R][C];
-        for (int r = 0; r < R; r++)
-            for (int c = 0; c < C; c++) acc[r][c] = Ops::zero();
+        FW_UNROLL for (int r = 0; r < R; r++)
+            FW_UNROLL for (int c = 0; c < C; c++) acc[r][c] = Ops::zero();
         constexpr int PER_GROUP = 16 / W;
         const char *column[C];
-        for (int c = 0; c < C; c++) {
+        FW_UNROLL for (int c = 0; c < C; c++) {
             const int64_t v = at + c;
             column[c] = keys + (v / PER_GROUP * (dim / STEP) * 16 + v % PER_GROUP * W)
                                    * Dot::UNIT_BYTES;
@@ -78,16 +82,16 @@ template <class Ops, class Dot> struct Attention {
         const int64_t steps = dim / STEP, per_row = dim / STEP;
         for (int64_t k = 0; k < steps; k++) {
             typename Dot::Packed packed[C];
-            for (int c = 0; c < C; c++) {
+            FW_UNROLL for (int c = 0; c < C; c++) {
                 packed[c] = Dot::load(column[c] + k * 16 * Dot::UNIT_BYTES);
             }
-            for (int r = 0; r < R; r++) {
+            FW_UNROLL for (int r = 0; r < R; r++) {
                 const typename Dot::Broadcast b = Dot::broadcast(q + r * per_row + k);
-                for (int c = 0; c < C; c++) acc[r][c] = Dot::dot(acc[r][c], packed[c], b);
+                FW_UNROLL for (int c = 0; c < C; c++) acc[r][c] = Dot::dot(acc[r][c], packed[c], b);
             }
         }
-        for (int r = 0; r < R; r++)
-            for (int c = 0; c < C; c++) Ops::store(out + r * PIECE_ROOM + c * W, acc[r][c]);
+        FW_UNROLL for (int r = 0; r < R; r++)
+            FW_UNROLL for (int c = 0; c < C; c++) Ops::store(out + r * PIECE_ROOM + c * W, acc[r][c]);
     }
 
     template <int R> void score(const Unit *q, int64_t at, int32_t vectors, float *out) const {
@@ -105,21 +109,21 @@ template <class Ops, class Dot> struct Attention {
     template <int R, int C>
     void sum_panel(const Unit *weights, const char *v, int64_t steps, float *out) const {
         Vec acc[R][C];
-        for (int r = 0; r < R; r++)
-            for (int c = 0; c < C; c++) acc[r][c] = Ops::load(out + r * dim + c * W);
+        FW_UNROLL for (int r = 0; r < R; r++)
+            FW_UNROLL for (int c = 0; c < C; c++) acc[r][c] = Ops::load(out + r * dim + c * W);
         const int64_t stride = dim * Dot::UNIT_BYTES;
         for (int64_t k = 0; k < steps; k++) {
             typename Dot::Packed packed[C];
-            for (int c = 0; c < C; c++) {
+            FW_UNROLL for (int c = 0; c < C; c++) {
                 packed[c] = Dot::load(v + k * stride + c * W * Dot::UNIT_BYTES);
             }
-            for (int r = 0; r < R; r++) {
+            FW_UNROLL for (int r = 0; r < R; r++) {
                 const typename Dot::Broadcast b = Dot::broadcast(weights + r * UNITS + k);
-                for (int c = 0; c < C; c++) acc[r][c] = Dot::dot(acc[r][c], packed[c], b);
+                FW_UNROLL for (int c = 0; c < C; c++) acc[r][c] = Dot::dot(acc[r][c], packed[c], b);
             }
         }
-        for (int r = 0; r < R; r++)
-            for (int c = 0; c < C; c++) Ops::store(out + r * dim + c * W, acc[r][c]);
+        FW_UNROLL for (int r = 0; r < R; r++)
+            FW_UNROLL for (int c = 0; c < C; c++) Ops::store(out + r * dim + c * W, acc[r][c]);
     }
 
     template <int R>
@@ -159,6 +163,12 @@ template <class Ops, class Dot> struct Attention {
             top = s.top[row] = peak;
         }
         Dot::weigh(score, weight_row(i), s.sums + row * LANES, vectors, scale2, top);
+    }
+
+    // Of the scores of tokens [0, end), keep those of [from, to).
+    static void hide(float *score, int64_t from, int64_t to, int64_t end) {
+        for (int64_t t = 0; t < from; t++) score[t] = NEVER;
+        for (int64_t t = to; t < end; t++) score[t] = NEVER;
     }
 
     void rescale(int32_t row, float factor, float *out, float *sums) const {
@@ -219,9 +229,7 @@ template <class Ops, class Dot> struct Attention {
         int64_t common = to;
         for (int r = 0; r < R; r++) {
             if (limit[r] < common) common = limit[r];
-            float *score = score_row(r);
-            for (int64_t t = origin; t < from; t++) score[t - origin] = NEVER;
-            for (int64_t t = limit[r]; t < origin + vectors * W; t++) score[t - origin] = NEVER;
+            hide(score_row(r), from - origin, limit[r] - origin, vectors * W);
             weigh(row + r, r, vectors);
         }
         float *out = s.out + row * dim;
@@ -245,16 +253,66 @@ template <class Ops, class Dot> struct Attention {
         }
     }
 
+    // The same on tiles, up to 32 rows. Weights and values go in blocks of 32 tokens; a block that
+    // reaches beyond what is ours is copied with the rest zeroed.
+    void tiled_strip(int32_t count, int32_t row, int64_t from, int64_t to,
+                     const int64_t *limit) const {
+        if (s.tile_rows != count) {
+            Dot::configure(count);
+            s.tile_rows = count;
+        }
+        const int64_t origin = from & ~int64_t{15};
+        const int32_t groups = static_cast<int32_t>((to - origin + 15) / 16);
+        Dot::score(reinterpret_cast<const char *>(q_row(row)), count,
+                   keys + origin / 16 * dim * 32, groups, dim, s.scores);
+        for (int32_t r = 0; r < count; r++) {
+            hide(score_row(r), from - origin, limit[r] - origin, groups * 16);
+            weigh(row + r, r, groups);
+            if (groups % 2) {
+                __builtin_memset(s.weights + (r * PIECE_ROOM + groups * 16) * 2, 0, 32);
+            }
+        }
+        float *out = s.out + row * dim;
+        const int64_t whole_from = (from - origin + 31) / 32, whole_to = (to - origin) / 32;
+        const int64_t blocks = (to - origin + 31) / 32;
+        for (int64_t b = 0; b < blocks; b++) {
+            if (b >= whole_from && b < whole_to) {
+                tiled_sum(count, b, whole_to - b, values + (origin / 2 + b * 16) * dim * 4, out);
+                b = whole_to - 1;
+            } else {
+                copy_block(origin + b * 32, from, to);
+                tiled_sum(count, b, 1, s.edge, out);
+            }
+        }
+    }
+
+    void tiled_sum(int32_t count, int64_t block, int64_t blocks, const char *v, float *out) const {
+        Dot::sum(s.weights + block * 64, count, v, static_cast<int32_t>(blocks), dim, out);
+    }
+
+    // The values of slots [at, at + 32) in s.edge, those outside [from, to) zeroed.
+    void copy_block(int64_t at, int64_t from, int64_t to) const {
+        const uint16_t *pool = reinterpret_cast<const uint16_t *>(values);
+        uint16_t *edge = reinterpret_cast<uint16_t *>(s.edge);
+        for (int64_t t = at; t < at + 32; t++) {
+            const bool ours = t >= from && t < to;
+            const uint16_t *in = pool + (t / 2 * dim) * 2 + t % 2;
+            uint16_t *to_edge = edge + ((t - at) / 2 * dim) * 2 + t % 2;
+            for (int64_t d = 0; d < dim; d++) to_edge[2 * d] = ours ? in[2 * d] : 0;
+        }
+    }
+
     // State rows [first, last) against slots [from, to), the run of `visit` beginning at `start`.
     void piece(const Visit &visit, int32_t first, int32_t last, int64_t start, int64_t from,
                int64_t to) const {
-        // Strips of even height: seven rows are four and three.
-        const int32_t count = last - first;
-        const int32_t strips = (count + ROWS - 1) / ROWS;
+        const bool tiles = Dot::TILES && dim % 32 == 0;
+        const int32_t highest = tiles ? STRIP : ROWS, count = last - first;
+        const int32_t strips = (count + highest - 1) / highest;
         int32_t row = first;
         for (int32_t i = 0; i < strips; i++) {
-            const int32_t height = (count + i) / strips;
-            int64_t limit[ROWS], end = from;
+            // Strips of even height: seven rows are four and three. Tiles are filled instead.
+            const int32_t height = tiles ? least(last - row, STRIP) : (count + i) / strips;
+            int64_t limit[STRIP], end = from;
             for (int32_t r = 0; r < height; r++) {
                 limit[r] = to;
                 if (visit.causal >= 0) {
@@ -263,6 +321,13 @@ template <class Ops, class Dot> struct Attention {
                     if (seen < to) limit[r] = seen;
                 }
                 if (limit[r] > end) end = limit[r];
+            }
+            if constexpr (Dot::TILES) {
+                if (tiles) {
+                    tiled_strip(height, row, from, end, limit);
+                    row += height;
+                    continue;
+                }
             }
             strip_of(height, row, from, end, limit);
             row += height;
@@ -354,6 +419,7 @@ template <class Ops, class Dot> struct Attention {
 
     void run() const {
         load_queries();
+        s.tile_rows = 0;
         for (int32_t row = 0; row < rows; row++) {
             clear(row);
             s.top_all[row] = -Ops::INF;
@@ -362,6 +428,7 @@ template <class Ops, class Dot> struct Attention {
         for (int32_t i = task.block->visit_begin; i < task.block->visit_end; i++) {
             visit(task.plan->visits[i]);
         }
+        if constexpr (Dot::TILES) Dot::release();
         if (task.chunk >= 0) {
             to_partial();
             return;

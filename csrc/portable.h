@@ -115,6 +115,7 @@ inline uint16_t to_f16(float x) {  // to nearest, ties to even
 // What the traits below have in common: products in float32, weights not rounded.
 template <class Ops> struct FloatDot {
     using Vec = typename Ops::Vec;
+    static constexpr bool TILES = false;
 
     static void weigh(const float *score, void *to, float *sums, int32_t vectors, float scale2,
                       float top) {

@@ -104,12 +104,21 @@ struct Job {
 };
 
 const Isa *const ISAS[] = {
-#if defined(FW_X86)
-    &ISA_AVX512_BF16, &ISA_AVX512, &ISA_AVX2,
+#ifdef FW_AMX
+    &ISA_AMX,
+#endif
+#ifdef FW_AVX512_BF16
+    &ISA_AVX512_BF16,
+#endif
+#ifdef FW_AVX512
+    &ISA_AVX512,
+#endif
+#ifdef FW_AVX2
+    &ISA_AVX2,
 #endif
     &ISA_PORTABLE,
-#if defined(FW_X86)
-    //AMXE
+#ifdef FW_AMX_EMULATED
+    &ISA_AMX_EMULATED,  // last, since it is taken only by name
 #endif
 };
 constexpr int32_t ISA_COUNT = sizeof(ISAS) / sizeof(ISAS[0]);

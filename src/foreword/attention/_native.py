@@ -47,7 +47,9 @@ class NativeBackend:
         if head_dim > _LARGEST_DIM:
             return f"head dimension {head_dim} is above {_LARGEST_DIM}"
         library = native.load()
-        return library if isinstance(library, str) else None
+        if isinstance(library, str):
+            return library
+        return None if native.isa(dtype) >= 0 else f"no instruction set here computes {dtype}"
 
     def instructions(self, dtype: torch.dtype) -> str:
         """The instruction set in use for `dtype`: `"avx512_bf16"` and the like."""

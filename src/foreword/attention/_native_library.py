@@ -138,7 +138,7 @@ def load() -> Library | str:
     except (OSError, AttributeError) as error:
         return f"its library does not load ({error})"
     wanted = os.environ.get(ISA_VARIABLE, "")
-    if wanted and library.isa(torch.float32, wanted) < 0:
+    if wanted and library.isa(torch.bfloat16, wanted) < 0:
         return (
             f"{ISA_VARIABLE} asks for {wanted!r}, which this processor or library does not have "
             f"(compiled in: {', '.join(library.isas)})"
