@@ -149,9 +149,10 @@ def store_of(loaded, rows, backend):
     return store, backend
 
 
-def compare(loaded, backend, graphed, rows=(1, 2, 3, 8, 9, 3, 2, 1)):
+def compare(loaded, backend, graphed, rows=(1, 2, 4, 3, 8, 9, 3, 2, 1)):
     """Replays and launches the same steps of so many rows each, two tokens a row."""
     device, generator = loaded.shape.device, torch.Generator().manual_seed(0)
+    store = graphed._store
     for count in rows:
         own = [Span(0, ((1 + PREFIX + ROOM * r, 3),), 1, r) for r in range(count)]
         step = PackedStep(
@@ -160,15 +161,26 @@ def compare(loaded, backend, graphed, rows=(1, 2, 3, 8, 9, 3, 2, 1)):
             slots=1 + PREFIX + ROOM * torch.arange(count, device=device) + 2,
             logit_rows=torch.randperm(count, generator=generator).to(device),
             work=plan([Span(-1, ((1, PREFIX),)), *own], count, group=loaded.shape.group),
-            store=graphed._store,
+            store=store,
             backend=backend,
         )
+        results = []
         for _ in range(2):
+            before = store.keys[1].clone()
             replayed = graphed.forward(step)
-            launched = loaded.packed.forward(step)
-            torch.testing.assert_close(replayed, launched, atol=1e-5, rtol=1e-5)
+            changed = (store.keys[1] != before).any(dim=2).any(dim=0).nonzero()[:, 0].tolist()
+            assert set(step.slots.tolist()) <= set(changed) <= {0, *step.slots.tolist()}
+            results.append((replayed, loaded.packed.forward(step)))
             step.slots = step.slots + 1
             step.work.advance()
+        for replayed, launched in results:  # the earlier one has outlived the later replay
+            torch.testing.assert_close(replayed, launched, atol=1e-5, rtol=1e-5)
+    for wanted in ([], [1]):  # not a decode step
+        step.tokens = step.positions = torch.zeros(2, dtype=torch.int64, device=device)
+        step.slots = step.tokens + torch.tensor([1, 2], device=device)
+        step.work = plan([Span(-1, ((1, 2),), 2, 0)], 2, group=loaded.shape.group)
+        step.logit_rows = torch.tensor(wanted, dtype=torch.int64, device=device)
+        torch.testing.assert_close(graphed.forward(step), loaded.packed.forward(step))
 
 
 def prefill(loaded, tokens):
