@@ -42,6 +42,28 @@ struct fw_call {
     float scale;
 };
 
+// What a decoder layer does between its matrix products, on `rows` rows. All memory is contiguous
+// and of `dtype` (FW_F32 or FW_BF16) but for the row stride of FW_ROPE.
+enum fw_layer_op {
+    // residual += x (unless x is null); out = residual / rms(residual) * weight; all [rows, dim]
+    FW_ADD_NORM = 0,
+    // out [rows, heads, dim], rows `row_stride` elements apart, in place: each head divided by its
+    // rms and multiplied by weight [heads, dim] (unless that is null), then rotated by
+    // cos, sin [rows, dim / 2]
+    FW_ROPE = 1,
+    // out [rows, dim] = silu(gate) * up, x = [rows, 2 * dim] with the gates first
+    FW_SILU_MUL = 2,
+};
+
+struct fw_layer {
+    int32_t what, dtype;
+    void *residual, *out;
+    const void *x, *weight, *cos, *sin;
+    int64_t rows, heads, dim, row_stride;
+    float eps;
+    int32_t threads;
+};
+
 struct fw_plan;
 
 FW_API int32_t fw_version(void);
@@ -66,9 +88,13 @@ FW_API void fw_plan_free(fw_plan *plan);
 // plan. 0 on success, -1 if memory ran out.
 FW_API int32_t fw_run(fw_plan *plan, const fw_call *call, int32_t isa);
 
+// Mutates what fw_layer_op says. 0, or -1 if `dim` is no multiple of 16 (32 for FW_ROPE).
+FW_API int32_t fw_layer_run(const fw_layer *job, int32_t isa);
+
 // Put `rows` tokens into their slots; k and v are [rows, kv_heads, head_dim] with a contiguous last
-// dimension, of the pool's dtype. Strides count elements.
-FW_API void fw_write(void *keys, void *values, int64_t slots, int32_t dtype, int32_t kv_heads,
-                     int32_t head_dim, int32_t rows, const int64_t *at, const void *k,
-                     int64_t k_row, int64_t k_head, const void *v, int64_t v_row, int64_t v_head,
-                     int32_t threads);
+// dimension, of the pool's dtype. Strides count elements. 0, or -1, with nothing written, if a slot
+// lies outside the pool.
+FW_API int32_t fw_write(void *keys, void *values, int64_t slots, int32_t dtype, int32_t kv_heads,
+                        int32_t head_dim, int32_t rows, const int64_t *at, const void *k,
+                        int64_t k_row, int64_t k_head, const void *v, int64_t v_row,
+                        int64_t v_head, int32_t threads);

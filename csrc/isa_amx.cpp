@@ -12,6 +12,7 @@ using namespace fw;
 
 #include "kernel.inl"
 #include "portable.h"
+#include "layer.inl"
 #include "avx512.h"
 #include "avx512_bf16.h"
 
@@ -45,6 +46,7 @@ const Isa ISA_AMX = {
     here,
     {run_kernel<Ops, Float32<Ops>>, run_kernel<Ops, Float16<Ops>>, run_kernel<Ops, TiledBFloat16>},
     {run_merge<Ops, Float32<Ops>>, run_merge<Ops, Float16<Ops>>, run_merge<Ops, TiledBFloat16>},
+    {LayerOps<Ops, Num32<Ops>>::run, nullptr, LayerOps<Ops, Num16<Ops>>::run},
 };
 
 }  // namespace fw

@@ -11,6 +11,7 @@ using namespace fw;
 
 #include "kernel.inl"
 #include "portable.h"
+#include "layer.inl"
 #include "avx512.h"
 #include "avx512_bf16.h"
 
@@ -89,6 +90,7 @@ const Isa ISA_AMX_EMULATED = {
     here,
     {nullptr, nullptr, run_kernel<Ops, TiledBFloat16>},
     {nullptr, nullptr, run_merge<Ops, TiledBFloat16>},
+    {nullptr, nullptr, nullptr},
 };
 
 }  // namespace fw

@@ -10,6 +10,7 @@ using namespace fw;
 
 #include "kernel.inl"
 #include "portable.h"
+#include "layer.inl"
 
 struct Ops : PortableOps<8, 6, 2> {
     static Vec fma(Vec a, Vec b, Vec c) { return (Vec)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c); }
@@ -34,6 +35,7 @@ const Isa ISA_AVX2 = {
      run_kernel<Ops, WidenedBFloat16<Ops>>},
     {run_merge<Ops, Float32<Ops>>, run_merge<Ops, Float16<Ops>>,
      run_merge<Ops, WidenedBFloat16<Ops>>},
+    {LayerOps<Ops, Num32<Ops>>::run, nullptr, LayerOps<Ops, Num16<Ops>>::run},
 };
 
 }  // namespace fw

@@ -10,6 +10,7 @@ using namespace fw;
 
 #include "kernel.inl"
 #include "portable.h"
+#include "layer.inl"
 #include "avx512.h"
 
 using Ops = Avx512Ops;
@@ -30,6 +31,7 @@ const Isa ISA_AVX512 = {
      run_kernel<Ops, WidenedBFloat16<Ops>>},
     {run_merge<Ops, Float32<Ops>>, run_merge<Ops, Float16<Ops>>,
      run_merge<Ops, WidenedBFloat16<Ops>>},
+    {LayerOps<Ops, Num32<Ops>>::run, nullptr, LayerOps<Ops, Num16<Ops>>::run},
 };
 
 }  // namespace fw

@@ -10,6 +10,7 @@ using namespace fw;
 
 #include "kernel.inl"
 #include "portable.h"
+#include "layer.inl"
 #include "avx512.h"
 #include "avx512_bf16.h"
 
@@ -31,6 +32,7 @@ const Isa ISA_AVX512_BF16 = {
     {run_kernel<Ops, Float32<Ops>>, run_kernel<Ops, Float16<Ops>>,
      run_kernel<Ops, PairedBFloat16>},
     {run_merge<Ops, Float32<Ops>>, run_merge<Ops, Float16<Ops>>, run_merge<Ops, PairedBFloat16>},
+    {LayerOps<Ops, Num32<Ops>>::run, nullptr, LayerOps<Ops, Num16<Ops>>::run},
 };
 
 }  // namespace fw

@@ -8,6 +8,7 @@ using namespace fw;
 
 #include "kernel.inl"
 #include "portable.h"
+#include "layer.inl"
 
 struct Ops : PortableOps<4, 6, 2> {
     static Vec load_f16(const char *p) {
@@ -29,6 +30,7 @@ const Isa ISA_PORTABLE = {
      run_kernel<Ops, WidenedBFloat16<Ops>>},
     {run_merge<Ops, Float32<Ops>>, run_merge<Ops, Float16<Ops>>,
      run_merge<Ops, WidenedBFloat16<Ops>>},
+    {LayerOps<Ops, Num32<Ops>>::run, nullptr, LayerOps<Ops, Num16<Ops>>::run},
 };
 
 }  // namespace fw

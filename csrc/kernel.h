@@ -53,11 +53,15 @@ using Kernel = void (*)(const Task &task, Scratch &scratch);
 // Adds up the partial states of a block's chunks, in the order of the path, and writes its rows.
 using Merge = void (*)(const Task &task, int32_t chunks, Scratch &scratch);
 
+// Rows [begin, end) of a layer operation.
+using Layer = void (*)(const fw_layer &job, int64_t begin, int64_t end);
+
 struct Isa {
     const char *name;
     bool (*here)();          // whether this processor runs it
     Kernel kernel[3];        // by fw_dtype
     Merge merge[3];
+    Layer layer[3];  // null where there is none
 };
 
 extern const Isa ISA_AMX, ISA_AMX_EMULATED, ISA_AVX512_BF16, ISA_AVX512, ISA_AVX2, ISA_PORTABLE;

@@ -56,14 +56,18 @@ struct Write {
 
 }  // namespace
 
-FW_API void fw_write(void *keys, void *values, int64_t slots, int32_t dtype, int32_t kv_heads,
-                     int32_t head_dim, int32_t rows, const int64_t *at, const void *k,
-                     int64_t k_row, int64_t k_head, const void *v, int64_t v_row, int64_t v_head,
-                     int32_t threads) {
-    Write write{keys,  values, slots,  dtype, head_dim, rows,    at,
-                k,     v,      k_row,  k_head, v_row,   v_head, kv_heads};
+FW_API int32_t fw_write(void *keys, void *values, int64_t slots, int32_t dtype, int32_t kv_heads,
+                        int32_t head_dim, int32_t rows, const int64_t *at, const void *k,
+                        int64_t k_row, int64_t k_head, const void *v, int64_t v_row,
+                        int64_t v_head, int32_t threads) {
+    for (int32_t row = 0; row < rows; row++) {
+        if (at[row] < 0 || at[row] >= slots) return -1;
+    }
+    Write write{keys,  values, slots, dtype,  head_dim, rows,   at,
+                k,     v,      k_row, k_head, v_row,    v_head, kv_heads};
     // Below some ten thousand elements waking the other threads takes longer than the work.
     const int64_t elements = int64_t{rows} * kv_heads * head_dim;
-    if (elements < 32768 || threads > kv_heads) threads = elements < 32768 ? 1 : kv_heads;
-    fw::parallel(threads, Write::enter, &write);
+    fw::parallel(elements < 32768 ? 1 : threads < kv_heads ? threads : kv_heads, Write::enter,
+                 &write);
+    return 0;
 }

@@ -190,3 +190,35 @@ FW_API int32_t fw_run(fw_plan *plan, const fw_call *call, int32_t isa) {
     }
     return 0;
 }
+
+namespace {
+
+struct LayerJob {
+    const fw_layer *job;
+    fw::Layer run;
+    int32_t threads;
+    std::atomic<int32_t> next{0};
+
+    static void enter(void *data) {
+        LayerJob &self = *static_cast<LayerJob *>(data);
+        const int64_t rows = self.job->rows, shares = self.threads;
+        for (int64_t i = self.next.fetch_add(1); i < shares; i = self.next.fetch_add(1)) {
+            self.run(*self.job, rows * i / shares, rows * (i + 1) / shares);
+        }
+    }
+};
+
+}  // namespace
+
+FW_API int32_t fw_layer_run(const fw_layer *job, int32_t isa) {
+    const fw::Layer run = fw::ISAS[isa]->layer[job->dtype];
+    if (run == nullptr || job->dim % (job->what == FW_ROPE ? 2 * fw::GROUP : fw::GROUP)) return -1;
+    // A row's work, in elements; small jobs are done before another thread would be awake.
+    const int64_t work = job->rows * job->dim * (job->what == FW_ROPE ? job->heads : 1);
+    int64_t threads = work < 32768 ? 1 : job->threads;
+    if (threads > job->rows) threads = job->rows;
+    if (threads < 1) return 0;
+    LayerJob task{job, run, static_cast<int32_t>(threads)};
+    fw::parallel(task.threads, LayerJob::enter, &task);
+    return 0;
+}

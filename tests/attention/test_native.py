@@ -13,13 +13,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from foreword import _library
 from foreword.attention import (
     AttentionState,
     BackendError,
     PlanError,
     Span,
     WorkList,
-    _native_library,
     choose,
     plan,
 )
@@ -28,7 +28,7 @@ from foreword.attention._native_layout import PackedLayout
 from tests.attention.forests import Forest, laid_out, mixed, tensors, tree
 
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
-LIBRARY = _native_library.load()
+LIBRARY = _library.load()
 
 needs_library = pytest.mark.skipif(isinstance(LIBRARY, str), reason=str(LIBRARY))
 NATIVE = NativeBackend()
@@ -93,7 +93,7 @@ def test_instruction_sets(
     kv_heads: int,
     group: int,
 ) -> None:
-    monkeypatch.setenv(_native_library.ISA_VARIABLE, name)
+    monkeypatch.setenv(_library.ISA_VARIABLE, name)
     assert NATIVE.instructions(dtype) == name
     for forest in (mixed(), tree("2,4,8_33,40,7"), tree("1,16_300,1")):
         assert_matches(forest, dtype=dtype, dim=dim, kv_heads=kv_heads, group=group)
@@ -104,7 +104,7 @@ def test_instruction_sets(
 def test_long_paths_on_every_instruction_set(
     monkeypatch: pytest.MonkeyPatch, name: str, dtype: torch.dtype
 ) -> None:
-    monkeypatch.setenv(_native_library.ISA_VARIABLE, name)
+    monkeypatch.setenv(_library.ISA_VARIABLE, name)
     assert_matches(long_path(), dtype=dtype, dim=32, kv_heads=1, group=3)
 
 
@@ -144,7 +144,7 @@ def same(a: AttentionState, b: AttentionState) -> bool:
 def test_threads_change_no_bit(
     monkeypatch: pytest.MonkeyPatch, threads: Any, name: str, dtype: torch.dtype
 ) -> None:
-    monkeypatch.setenv(_native_library.ISA_VARIABLE, name)
+    monkeypatch.setenv(_library.ISA_VARIABLE, name)
     for forest in (mixed(), long_path()):
         work = plan(forest.spans, forest.rows, group=2)
         inputs = tensors(forest, work, dtype=dtype)
@@ -160,7 +160,7 @@ def test_threads_change_no_bit(
 def test_a_row_gets_the_same_bits_whoever_is_around_it(
     monkeypatch: pytest.MonkeyPatch, name: str, dtype: torch.dtype
 ) -> None:
-    monkeypatch.setenv(_native_library.ISA_VARIABLE, name)
+    monkeypatch.setenv(_library.ISA_VARIABLE, name)
     forest = tree("1,3,40_1100,30,6")
     work = plan(forest.spans, forest.rows, group=2)
     q, keys, values = tensors(forest, work, dtype=dtype, dim=32)
@@ -180,7 +180,7 @@ def test_in_float32_cutting_a_run_changes_no_bit(
     monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     # A request that leaves a prefix in the middle splits its node: the others must not notice.
-    monkeypatch.setenv(_native_library.ISA_VARIABLE, name)
+    monkeypatch.setenv(_library.ISA_VARIABLE, name)
     tails = [Span(0, ((1510 + 8 * i, 6),), 1, i) for i in range(5)]
     whole = Forest([Span(-1, ((3, 1500),)), *tails], 5, 1560)
     work = plan(whole.spans, 5, group=2)
@@ -317,23 +317,23 @@ CHOICE = "import torch; from foreword.attention import choose; print(choose('cpu
 @pytest.mark.parametrize("wish", ["off", "sse9"])
 def test_switched_off_or_unknown_it_gives_way_to_torch(wish: str) -> None:
     code = CHOICE.format("torch.bfloat16")
-    assert in_process(code, **{_native_library.ISA_VARIABLE: wish}) == "torch"
+    assert in_process(code, **{_library.ISA_VARIABLE: wish}) == "torch"
 
 
 def test_the_reason_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    _native_library.load.cache_clear()
+    _library.load.cache_clear()
     try:
-        monkeypatch.setenv(_native_library.ISA_VARIABLE, "off")
+        monkeypatch.setenv(_library.ISA_VARIABLE, "off")
         with pytest.raises(BackendError, match=r"switched off by FOREWORD_NATIVE_ISA.*torch"):
             choose("cpu", torch.float32, 64, "native")
-        monkeypatch.delenv(_native_library.ISA_VARIABLE)
-        _native_library.load.cache_clear()
-        monkeypatch.setattr(_native_library, "_find", lambda: None)
+        monkeypatch.delenv(_library.ISA_VARIABLE)
+        _library.load.cache_clear()
+        monkeypatch.setattr(_library, "_find", lambda: None)
         with pytest.raises(BackendError, match="no C\\+\\+ compiler"):
             choose("cpu", torch.float32, 64, "native")
     finally:
         monkeypatch.undo()
-        _native_library.load.cache_clear()
+        _library.load.cache_clear()
 
 
 def test_a_library_that_does_not_load_is_a_reason(
@@ -341,15 +341,15 @@ def test_a_library_that_does_not_load_is_a_reason(
 ) -> None:
     broken = tmp_path / "libforeword_native.so"
     broken.write_bytes(b"not a library")
-    _native_library.load.cache_clear()
+    _library.load.cache_clear()
     try:
-        monkeypatch.setattr(_native_library, "_find", lambda: broken)
-        reason = _native_library.load()
+        monkeypatch.setattr(_library, "_find", lambda: broken)
+        reason = _library.load()
         assert isinstance(reason, str)
         assert "does not load" in reason
     finally:
         monkeypatch.undo()
-        _native_library.load.cache_clear()
+        _library.load.cache_clear()
 
 
 @needs_library
@@ -358,8 +358,8 @@ def test_threads_of_its_own_do_the_same() -> None:
     code = """
 import ctypes, torch
 torch.set_num_threads(3)
-from foreword.attention import _native_library
-library = _native_library.load()
+from foreword import _library
+library = _library.load()
 from tests.attention.forests import mixed, tensors, laid_out
 from foreword.attention import plan, choose
 native = choose("cpu", torch.float32, 32, "native")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from foreword.attention import BackendError, _native_library, backends, choose
+from foreword import _library
+from foreword.attention import BackendError, backends, choose
 
 
 def test_names_are_unique_and_the_reference_comes_last() -> None:
@@ -22,7 +23,7 @@ def test_every_backend_can_be_chosen_by_name(name: str) -> None:
 
 
 def test_auto_takes_the_first_that_fits() -> None:
-    fastest = "torch" if isinstance(_native_library.load(), str) else "native"
+    fastest = "torch" if isinstance(_library.load(), str) else "native"
     assert choose("cpu", torch.bfloat16, 64).name == fastest
     assert choose("cpu", torch.float64, 64).name == "torch"
     assert choose("cpu", torch.float8_e4m3fn, 64).name == "reference"

@@ -21,8 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from foreword import _library as native
 from foreword._layout import KVLayout
-from foreword.attention import _native_library as native
 from foreword.attention._errors import PlanError
 from foreword.attention._native_layout import PackedLayout, pool_dim, pool_slots
 from foreword.attention._state import AttentionState, empty_state

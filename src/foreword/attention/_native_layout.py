@@ -20,8 +20,8 @@ from typing import final
 import torch
 from torch import Tensor
 
+from foreword._library import DTYPES, Library, load
 from foreword.attention._errors import PlanError
-from foreword.attention._native_library import DTYPES, Library, load
 
 GROUP = 16
 
@@ -65,12 +65,9 @@ class PackedLayout:
             )
         if rows == 0:
             return
-        low, high = torch.aminmax(slots)
-        if low < 0 or high >= room:
-            raise PlanError(f"slots {int(low)} to {int(high)} do not lie in a pool of {room}")
         k, v = (_dense(each, keys.dtype) for each in (k, v))
         slots = slots.contiguous()
-        _library().write(
+        fault = _library().write(
             keys.data_ptr(),
             values.data_ptr(),
             room,
@@ -87,6 +84,9 @@ class PackedLayout:
             v.stride(1),
             torch.get_num_threads(),
         )
+        if fault:
+            low, high = torch.aminmax(slots)
+            raise PlanError(f"slots {int(low)} to {int(high)} do not lie in a pool of {room}")
 
     def read(self, keys: Tensor, values: Tensor, slots: Tensor) -> tuple[Tensor, Tensor]:
         """As :meth:`KVLayout.read`."""

@@ -63,6 +63,31 @@ class Call(Structure):
     )
 
 
+class LayerJob(Structure):
+    """`fw_layer`: what a layer does between its matrix products."""
+
+    _fields_ = (
+        ("what", c_int32),
+        ("dtype", c_int32),
+        ("residual", c_void_p),
+        ("out", c_void_p),
+        ("x", c_void_p),
+        ("weight", c_void_p),
+        ("cos", c_void_p),
+        ("sin", c_void_p),
+        ("rows", c_int64),
+        ("heads", c_int64),
+        ("dim", c_int64),
+        ("row_stride", c_int64),
+        ("eps", c_float),
+        ("threads", c_int32),
+    )
+
+
+ADD_NORM, ROPE, SILU_MUL = 0, 1, 2
+"""`fw_layer_op`."""
+
+
 @final
 class Library:
     """The functions of csrc/foreword.h, and the instruction set chosen for each dtype."""
@@ -95,7 +120,8 @@ class Library:
             *(pointer, pointer, wide, size, size, size, size),
             *(pointer, pointer, wide, wide, pointer, wide, wide, size),
         )
-        self.write.restype = None
+        self.layer = library.fw_layer_run
+        self.layer.argtypes = (POINTER(LayerJob), c_int32)
         self.shares_threads = self._borrow_threads()
 
     def isa(self, dtype: torch.dtype, name: str = "") -> int:
@@ -155,10 +181,8 @@ def isa(dtype: torch.dtype) -> int:
 
 def _find() -> Path | None:
     """The library beside this package; an editable install keeps it apart from the sources."""
-    import foreword.attention as package
-
     ending = {"darwin": "dylib", "win32": "dll"}.get(sys.platform, "so")
-    for folder in package.__path__:
+    for folder in sys.modules["foreword"].__path__:
         path = Path(folder) / f"libforeword_native.{ending}"
         if path.is_file():
             return path
