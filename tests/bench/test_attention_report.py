@@ -21,6 +21,7 @@ from foreword.bench import (
 )
 from foreword.bench._measure import summary
 from foreword.bench.attention._arena import compare, facts
+from foreword.bench.attention._plots import _time
 from foreword.bench.attention._points import Point, points
 from foreword.bench.attention._roofline import Peaks
 
@@ -132,6 +133,15 @@ def test_each_case_gets_a_plot_with_its_names_as_text(tmp_path: Path) -> None:
     again = tmp_path / "again"
     again.mkdir()
     assert [p.read_text() for p in write_plots(RESULT, again, "r")] == [trees, chunk, sweep]
+
+
+def test_a_line_is_the_fastest_of_those_it_stands_for() -> None:
+    row = deepcopy(RESULT["cases"]["chunk"]["rows"][0])
+    slowest = row["contenders"]["sdpa-batch"]["warm"]["median"]
+    row["contenders"]["sdpa-each"] = took(row["roofline_ms"], 1 / 7)
+    assert _time(row, "per_request") == row["contenders"]["sdpa-each"]["warm"]["median"] < slowest
+    assert _time(row, "flashinfer") is None
+    assert _time(row, "native") == row["contenders"]["native"]["warm"]["median"]
 
 
 def test_a_case_without_rows_to_draw_gets_no_plot(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -12,7 +13,8 @@ import torch
 
 from foreword.bench import CONTENDERS, attention_settings, default_name, run_attention_bench, tables
 from foreword.bench.attention import _chunk_attention, _contenders, _suite
-from foreword.bench.attention._arena import compare
+from foreword.bench.attention._arena import Arena, compare
+from foreword.bench.attention._clock import Flush
 from foreword.bench.attention._points import Heads, Point
 from foreword.bench.attention._problem import Noise, Problem, SkippedError
 from foreword.bench.attention._ready import Ready
@@ -91,7 +93,7 @@ def test_every_point_has_a_row_and_every_contender_numbers_or_a_reason(
 
 def test_what_runs_everywhere_ran_everywhere(result: dict[str, Any]) -> None:
     for row in rows(result):
-        for name in ("torch", "sdpa-batch", "sdpa-each"):
+        for name in ("torch", "sdpa-batch", "sdpa-each", "matmul"):
             assert "skipped" not in row["contenders"][name], (name, row)
         for name in ("unshared", "copies"):
             assert ("skipped" in row["contenders"][name]) == (row["dedup"] == 1)
@@ -110,7 +112,7 @@ def test_plans_are_measured_for_those_who_plan(result: dict[str, Any]) -> None:
 def test_every_point_is_said(result: dict[str, Any], said: list[str]) -> None:
     assert result["cases"]
     assert said[0].startswith("the machine's peaks")
-    assert said[1].startswith("1 of 7, 0 s: trees 1,2,4_32,16,16 4/2 x 32 bfloat16")
+    assert re.match(r"1 of 7, \d+ s: trees 1,2,4_32,16,16 4/2 x 32 bfloat16", said[1])
     assert len(said) == 8
 
 
@@ -175,6 +177,18 @@ def test_a_wrong_kernel_and_a_broken_one_are_left_out(monkeypatch: pytest.Monkey
         _contenders.prepare("sdpa-batch", _problem())
     with pytest.raises(SkippedError, match="failed: RuntimeError: no such instruction"):
         _contenders.prepare("sdpa-each", _problem())
+
+
+@pytest.mark.parametrize(("seconds", "expected"), [(1e-9, 3), (1e9, 5)])
+def test_time_bounds_the_samples_but_three_are_always_taken(seconds: float, expected: int) -> None:
+    device, calls = torch.device("cpu"), []
+    settings = replace(SETTINGS, repeats=5, seconds=seconds)
+    arena = Arena(settings, device, Noise(0, device), Flush(device), Peaks({}, 1.0))
+    ready = Ready(lambda: calls.append("run") or torch.zeros(1), lambda: calls.append("plan"))
+    taken = arena._take_turns({"one": ready, "two": ready})
+    assert {len(taken[name].kinds["cold"]) for name in taken} == {expected}
+    assert {len(taken[name].kinds["first"]) for name in taken} == {3}
+    assert calls.count("plan") == 2 * 3
 
 
 def test_chunk_attention_says_what_it_cannot(

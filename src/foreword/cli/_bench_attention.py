@@ -24,8 +24,8 @@ def attention(
         typer.Option(
             "--contenders",
             "--contender",
-            help="Some of native, triton, torch, unshared, copies, sdpa-batch, sdpa-each, flex, "
-            "flashinfer, flashinfer-cascade, chunk-attention; or all.",
+            help="Some of native, triton, torch, unshared, copies, sdpa-batch, sdpa-each, matmul, "
+            "flashinfer, flashinfer-cascade, flex, chunk-attention; or all.",
         ),
     ] = "all",
     dtypes: Annotated[

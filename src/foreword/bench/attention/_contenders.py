@@ -34,6 +34,7 @@ def contender(name: str) -> Prepare:
         "copies": _copies,
         "sdpa-batch": _sdpa.batch,
         "sdpa-each": _sdpa.each,
+        "matmul": _sdpa.matmul,
         "flashinfer": _flashinfer.decode,
         "flashinfer-cascade": _flashinfer.cascade,
         "flex": _sdpa.flex,

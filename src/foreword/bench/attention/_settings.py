@@ -14,7 +14,7 @@ ATTENTION_CASES = ("trees", "chunk", "sweep", "alone")
 BACKENDS = ("native", "triton", "torch")
 """Our own, fastest first. The reference backend is an oracle and takes no part."""
 
-PER_REQUEST = ("sdpa-batch", "sdpa-each", "flashinfer")
+PER_REQUEST = ("sdpa-batch", "sdpa-each", "matmul", "flashinfer")
 """Those who read every request's keys apart and are not ours: what sharing is measured against."""
 
 CONTENDERS = (
@@ -58,9 +58,9 @@ class AttentionSettings:
     threads: int = 2
     quick: bool = False
     repeats: int = 9
-    seconds: float = 1.5
+    seconds: float = 1.2
     memory: int = 10 * 10**9
-    call_bytes: int = 1_000_000_000
+    call_bytes: int = 800_000_000
     seed: int = 0
 
     def __post_init__(self) -> None:
