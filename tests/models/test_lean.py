@@ -9,6 +9,7 @@ import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from foreword import LLM, ForewordError, SamplingParams
+from foreword.attention import plan
 from foreword.models import LeanModel, load_model, wrap_model
 from tests.conftest import SHAPES, VOCAB
 from tests.models.packed import Text
@@ -71,6 +72,14 @@ def test_only_the_wanted_rows_have_logits(wanted, loaded_model):
     torch.testing.assert_close(after[0], whole[8], atol=1e-5, rtol=0)
 
 
+def test_a_step_of_no_rows(loaded_model):
+    loaded = loaded_model("qwen3-qknorm")
+    step = Text(loaded, TEXT).step(2, [])
+    step.tokens = step.positions = step.slots = step.logit_rows
+    step.work = plan([], 0, group=loaded.shape.group)
+    assert loaded.packed.forward(step).shape == (0, VOCAB)
+
+
 @pytest.mark.parametrize("decoder", ["lean", "transformers"])
 @pytest.mark.parametrize("shape", LEAN)
 def test_either_decoder_writes_what_generate_writes(shape, decoder, loaded_model, expected):
@@ -129,7 +138,7 @@ def test_an_untested_family_is_compared_with_itself(monkeypatch):
     """SmolLM3 with rotary positions everywhere fits; one whose layers do more is found out."""
     from transformers import SmolLM3Config, SmolLM3ForCausalLM
 
-    from foreword.models import _lean
+    from foreword.models import _lean_ops
 
     config = SmolLM3Config(
         hidden_size=64,
@@ -145,6 +154,7 @@ def test_an_untested_family_is_compared_with_itself(monkeypatch):
     )
     model = SmolLM3ForCausalLM(config).eval()
     assert wrap_model(copy.deepcopy(model), name="smollm3").packed.kind == "lean"
-    monkeypatch.setattr(_lean, "silu_mul", lambda x: 2 * x[:, : x.shape[1] // 2])
+    table = _lean_ops.rope_table
+    monkeypatch.setattr(_lean_ops, "rope_table", lambda at, *rest: table(2 * at, *rest))
     with pytest.raises(ForewordError, match="other logits under Foreword's lean decoder"):
         wrap_model(model, name="smollm3")

@@ -79,6 +79,14 @@ def _partly_rotated(model: Any) -> None:
     model.model.rotary_emb.inv_freq = model.model.rotary_emb.inv_freq[:8]
 
 
+def _one_sharper(model: Any) -> None:
+    model.model.layers[1].self_attn.scaling *= 2
+
+
+def _one_coarser(model: Any) -> None:
+    model.model.layers[1].input_layernorm.variance_epsilon = 1e-2
+
+
 def _long_rope(model: Any) -> None:
     model.model.rotary_emb.rope_type = "longrope"
 
@@ -97,6 +105,8 @@ def _long_rope(model: Any) -> None:
         (_gelu, "model.layers.0.mlp.act_fn is a GELU"),
         (_parametrised, "model.layers.0.mlp.up_proj is a ParametrizedLinear"),
         (_partly_rotated, "only a part of each head is rotated"),
+        (_one_sharper, "its layers differ in their scaling"),
+        (_one_coarser, "its layers differ in their variance_epsilon"),
         (_long_rope, "its rotary positions are of type 'longrope'"),
     ],
 )

@@ -71,6 +71,9 @@ def _parameters(model: Any) -> str | None:
 
 
 def _shape(model: Any) -> str | None:
+    for name in ("head_dim", "scaling", "variance_epsilon"):
+        if len({vars(module)[name] for module in model.modules() if name in vars(module)}) > 1:
+            return f"its layers differ in their {name}"
     rotary = model.model.rotary_emb
     if rotary.rope_type not in _STATIC_ROPE:
         return f"its rotary positions are of type {rotary.rope_type!r}"
