@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding
 
 from foreword._errors import ModelError
+from foreword.models import _lean_ops
 from foreword.models._lean_fit import lean_reason
 from foreword.models._lean_linear import Linear, fuse, keep
-from foreword.models._lean_ops import add_rms_norm, rms_norm, rope_, rope_table, silu_mul
+from foreword.models._lean_native import native_ops
 
 if TYPE_CHECKING:
     from foreword.models._bridge import PackedStep
@@ -40,10 +41,11 @@ class LeanModel:
     """A decoder of the Llama shape that computes packed rows.
 
     Takes the model apart product by product: fused and packed weights replace the originals, which
-    are let go at once, so that loading needs the memory of one product more than the model and
-    running needs none. The one exception is a head tied to the embedding on a CPU: its products
-    want the packed order and the look-up the plain one, so it is held twice. The transformers model
-    is empty afterwards, and says so if it is called.
+    are let go at once, so that loading needs the memory of one product more than the model (and, if
+    transformers mapped the file, its pages as long as it lasts) and running needs none. The one
+    exception is a head tied to the embedding on a CPU: its products want the packed order and the
+    look-up the plain one, so it is held twice. The transformers model is empty afterwards, and says
+    so if it is called.
 
     Args:
         model: a transformers causal language model that `lean_reason` finds nothing against.
@@ -66,6 +68,11 @@ class LeanModel:
         self._eps = float(body.norm.variance_epsilon)
         self._inv_freq = body.rotary_emb.inv_freq.float()
         self._rope_scale = float(body.rotary_emb.attention_scaling)
+        gate = first.mlp.gate_proj.weight
+        inner, hidden = gate.shape
+        self._ops: Any = (
+            native_ops(gate.device, gate.dtype, hidden, inner, self._head_dim) or _lean_ops
+        )
         with torch.inference_mode():
             self._embedding = keep(body.embed_tokens.weight)
             self._norm = keep(body.norm.weight)
@@ -101,8 +108,11 @@ class LeanModel:
         caller drops them. With no wanted rows the result is empty and only the store changes.
         """
         residual = embedding(step.tokens, self._embedding)
-        cos, sin = rope_table(step.positions, self._inv_freq, self._rope_scale, residual.dtype)
-        x = rms_norm(residual, self._layers[0].attention_norm, self._eps)
+        ops = self._ops
+        cos, sin = _lean_ops.rope_table(
+            step.positions, self._inv_freq, self._rope_scale, residual.dtype
+        )
+        x = ops.rms_norm(residual, self._layers[0].attention_norm, self._eps)
         for index, layer in enumerate(self._layers):
             attended = self._attend(index, layer, x, cos, sin, step)
             following = self._norm
@@ -110,28 +120,27 @@ class LeanModel:
                 following = self._layers[index + 1].attention_norm
             else:  # from here on no row looks at another: go on with those that are asked for
                 attended, residual = attended[step.logit_rows], residual[step.logit_rows]
-            x, residual = add_rms_norm(residual, layer.output(attended), layer.mlp_norm, self._eps)
-            x = layer.down(silu_mul(layer.gate_up(x)))
-            x, residual = add_rms_norm(residual, x, following, self._eps)
+            x, residual = ops.add_rms_norm(
+                residual, layer.output(attended), layer.mlp_norm, self._eps
+            )
+            x = layer.down(ops.silu_mul(layer.gate_up(x)))
+            x, residual = ops.add_rms_norm(residual, x, following, self._eps)
         return self._head(x)
 
     def _attend(
         self, index: int, layer: _Layer, x: Tensor, cos: Tensor, sin: Tensor, step: PackedStep
     ) -> Tensor:
         """Attention of all rows before its output product, `[rows, heads * head_dim]`."""
-        rows = len(x)
-        qkv = layer.qkv(x).view(rows, -1, self._head_dim)
         rotated = self._heads + self._kv_heads
+        qkv = layer.qkv(x).view(len(x), rotated + self._kv_heads, self._head_dim)
         qk, v = qkv[:, :rotated], qkv[:, rotated:]
-        if layer.head_norm is not None:
-            qk = rms_norm(qk, layer.head_norm, self._eps)
-        qk = rope_(qk, cos, sin)
+        qk = self._ops.norm_rope_(qk, layer.head_norm, self._eps, cos, sin)
         q, k = qk[:, : self._heads], qk[:, self._heads :]
         step.store.write(index, step.slots, k, v)
         state = step.backend.run(
             q, step.store.keys[index], step.store.values[index], step.work, self._scale
         )
-        return state.out.view(rows, -1)
+        return state.out.flatten(1)
 
 
 def _fuse(*modules: Any) -> Linear:

@@ -57,6 +57,14 @@ def rope_(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x
 
 
+def norm_rope_(x: Tensor, norm: Tensor | None, eps: float, cos: Tensor, sin: Tensor) -> Tensor:
+    """Normalise each head by `norm` `[heads, head_dim]` unless that is None, then :func:`rope_`.
+
+    May mutate `x` `[rows, heads, head_dim]`; returns the result, `x` itself or a new tensor.
+    """
+    return rope_(x if norm is None else rms_norm(x, norm, eps), cos, sin)
+
+
 def silu_mul(gate_up: Tensor) -> Tensor:
     """`silu(gate) * up` for `[rows, 2 * size]` with the gates first: a new `[rows, size]`."""
     gate, up = gate_up.chunk(2, dim=-1)
