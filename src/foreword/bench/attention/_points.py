@@ -97,8 +97,8 @@ def _trees(settings: AttentionSettings) -> Iterator[Point]:
     for dtype in _dtypes(settings, "bfloat16"):
         for each in heads:
             for tree in shared:
-                compiled = str(tree) == PAT_TREES[0] and each == PAT_HEADS[2]
-                yield _fitting(settings, Point("trees", tree, each, dtype, compiled=compiled))
+                few = str(tree) == PAT_TREES[0] and each == PAT_HEADS[2] and not settings.quick
+                yield _fitting(settings, Point("trees", tree, each, dtype, compiled=few))
 
 
 def _chunk(settings: AttentionSettings) -> Iterator[Point]:

@@ -134,15 +134,8 @@ class Problem:
 
     def spans_copied(self) -> list[Span]:
         """Each request on its own copy, as in :meth:`copied_pool`."""
-        return [
-            Span(-1, ((row * self.stride, self.tree.context),), 1, row)
-            for row in range(self.tree.batch)
-        ]
-
-    @property
-    def stride(self) -> int:
-        """Slots from one request's copy to the next."""
-        return _pages(self.tree.context + 1)
+        context = self.tree.context
+        return [Span(-1, ((row * context, context),), 1, row) for row in range(self.tree.batch)]
 
     def pool(self, layout: KVLayout) -> tuple[Tensor, Tensor]:
         """Keys and values of the tree in a backend's layout.
@@ -158,7 +151,7 @@ class Problem:
         return self._pools["tree", layout.name]
 
     def copied_pool(self, layout: KVLayout) -> tuple[Tensor, Tensor]:
-        """Keys and values of all requests, each with its own copy, in a backend's layout.
+        """Keys and values of all requests, copy behind copy, in a backend's layout.
 
         Raises:
             SkippedError: no memory left for them.
@@ -174,24 +167,18 @@ class Problem:
     @cached_property
     def stacked(self) -> tuple[Tensor, Tensor]:
         """Every request's own keys and values, ``[batch, kv_heads, context, dim]``: views of
-        :meth:`copied_pool` in the plain layout, a head's tokens side by side."""
-        batch, context = self.tree.batch, self.tree.context
-
-        def view(pool: Tensor) -> Tensor:
-            apart = pool.view(self.heads.kv, batch, self.stride, self.heads.dim)
-            return apart.transpose(0, 1)[:, :, :context]
-
-        keys, values = self._copies
-        return view(keys), view(values)
+        :meth:`copied_pool` in the plain layout, where a head's tokens lie side by side."""
+        shape = self.heads.kv, self.tree.batch, self.tree.context, self.heads.dim
+        keys, values = (pool.view(shape).transpose(0, 1) for pool in self._copies)
+        return keys, values
 
     @cached_property
     def _copies(self) -> tuple[Tensor, Tensor]:
-        slots = self.tree.batch * self.stride
-        self.claim("every request's own keys and values", slots)
-        return self._copied(self.keys, slots), self._copied(self.values, slots)
+        self.claim("every request's own keys and values", self.tree.total_tokens)
+        return self._copied(self.keys), self._copied(self.values)
 
-    def _copied(self, pool: Tensor, slots: int) -> Tensor:
-        copies = self.empty(self.heads.kv, self.tree.batch, self.stride, self.heads.dim)
+    def _copied(self, pool: Tensor) -> Tensor:
+        copies = self.empty(self.heads.kv, self.tree.batch, self.tree.context, self.heads.dim)
         offset = 0
         for level, starts in enumerate(self.starts):
             length = self.tree.tokens[level]
@@ -200,8 +187,7 @@ class Problem:
                 target = copies[:, rows.start : rows.stop, offset : offset + length]
                 target.copy_(pool[:, start : start + length].unsqueeze(1))
             offset += length
-        copies[:, :, offset:] = 0  # read once the step has advanced
-        return copies.view(self.heads.kv, slots, self.heads.dim)
+        return copies.flatten(1, 2)
 
     def _written(self, layout: KVLayout, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         kv_heads, slots, dim = keys.shape

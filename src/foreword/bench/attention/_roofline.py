@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from foreword.bench.attention._points import Point
 
-PASSES = 4
+PASSES = 8
 
 
 class Peaks(NamedTuple):

@@ -54,8 +54,8 @@ def matmul(problem: Problem) -> Ready:
     each head far from its best.
     """
     tree, heads = problem.tree, problem.heads
-    shape = heads.kv * tree.batch, problem.stride, heads.dim
-    keys, values = (pool.view(shape)[:, : tree.context] for pool in problem.copied_pool(PLAIN))
+    shape = heads.kv * tree.batch, tree.context, heads.dim
+    keys, values = (pool.view(shape) for pool in problem.copied_pool(PLAIN))
 
     def run() -> Tensor:
         q = _grouped(problem).transpose(0, 1).flatten(0, 1)
@@ -77,7 +77,9 @@ def flex(problem: Problem) -> Ready:
     Rows are the requests, in the order of the tree, so a slot is seen by an interval of rows.
     """
     if not problem.point.compiled:
-        raise SkippedError("compiles for each shape, so it takes part in a few points only")
+        raise SkippedError(
+            "compiles for each shape, so it takes part in a few points of a full run only"
+        )
     from torch.nn.attention.flex_attention import create_block_mask
 
     first = torch.ones(problem.slots, dtype=torch.int32, device=problem.device)
