@@ -74,7 +74,7 @@ class BenchSettings:
             _refuse_unknown("peer", point.peers, PEERS)
             counts |= {f"sweep {k}": v for k, v in asdict(point).items() if k != "peers" and v < 1}
         counts |= {"alone": min((min(pair) for pair in sizes.alone), default=1)}
-        _refuse_unknown("peer", sizes.alone_peers, PEERS)
+        _refuse_unknown("peer", (*sizes.sharers_peers, *sizes.alone_peers), PEERS)
         for name, value in counts.items():
             least = 3 if name.endswith("_tokens") else 1
             if value < least:

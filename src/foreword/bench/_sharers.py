@@ -6,7 +6,6 @@ import gc
 from typing import TYPE_CHECKING, Any
 
 from foreword.bench._contest import Contest
-from foreword.bench._sizes import PEERS
 from foreword.bench._unshared import unshared
 
 if TYPE_CHECKING:
@@ -19,7 +18,7 @@ def sharers(bench: Bench) -> dict[str, Any]:
     source = bench.source(1)
     prefix = source.tokens(sizes.prefix)
     prompts = source.behind(prefix, sizes.requests, sizes.suffix)
-    contest = Contest(bench, "sharers", prefix, prompts, sizes.new_tokens, PEERS)
+    contest = Contest(bench, "sharers", prefix, prompts, sizes.new_tokens, sizes.sharers_peers)
     for repeat in range(sizes.repeats):
         contest.measure(repeat, sizes.repeats)
     result: dict[str, Any] = {

@@ -28,6 +28,7 @@ class Sizes:
     Attributes:
         prefix, requests, suffix, new_tokens: the sharers: `requests` prompts of `prefix` common and
             `suffix` own tokens, each answered by `new_tokens`.
+        sharers_peers: the peers measured there.
         unshared_prefix, unshared_requests: the smaller case in which our own engine also runs
             without sharing (the full one would need `requests` prefills of the whole prefix).
         peer_tokens: new tokens of `SLOW_PEERS`.
@@ -48,10 +49,11 @@ class Sizes:
     requests: int = 64
     suffix: int = 32
     new_tokens: int = 64
+    sharers_peers: tuple[str, ...] = PEERS
     unshared_prefix: int = 1024
     unshared_requests: int = 8
     peer_tokens: int = 8
-    peer_budget: float = 100.0
+    peer_budget: float = 75.0
     peer_limit: float = 300.0
     sweep: tuple[SweepPoint, ...] = (
         SweepPoint(8, 1024, 32, PEERS),
@@ -103,6 +105,7 @@ class Extent:
 FULL = Sizes()
 QUICK = Sizes(
     new_tokens=16,
+    sharers_peers=tuple(name for name in PEERS if name != "transformers-cb"),
     unshared_prefix=512,
     peer_tokens=4,
     peer_limit=120.0,
