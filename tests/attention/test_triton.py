@@ -12,8 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from foreword.attention import _triton
+from foreword.attention import PlanError, _triton, plan
 from foreword.attention._triton import TritonBackend
+from foreword.attention._triton_buffers import PlanBuffer
+from tests.attention.forests import tree
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -146,3 +148,26 @@ def test_an_old_gpu_is_refused_by_its_capability(monkeypatch: pytest.MonkeyPatch
         reason = TritonBackend().supports(CUDA, torch.float16, 64)
         assert (reason is None) == fits
         assert reason is None or "compute capability 8.0, this device has 7.5" in reason
+
+
+def test_a_capture_wants_the_plan_on_the_device_in_a_buffer_that_stays() -> None:
+    forest, keys = tree("1,2_40,5"), torch.empty(2, 64, 32)
+    work, other = (plan(forest.spans, forest.rows, group=2) for _ in range(2))
+    backend, buffer = TritonBackend(), PlanBuffer("cpu")
+
+    def refused() -> None:
+        with pytest.raises(PlanError, match=r"call prepare\(\) with a PlanBuffer"):
+            _triton._prepared(work, 4, keys)
+
+    refused()
+    backend.prepare(work, 4, keys)  # in a buffer of the list's own
+    refused()
+    backend.prepare(work, 4, keys, buffer)
+    assert _triton._prepared(work, 4, keys).buffer is buffer
+    assert backend.prepare(work, 4, keys) is buffer
+    work.advance()
+    refused()
+    backend.prepare(work, 4, keys)
+    assert _triton._prepared(work, 4, keys).shared
+    backend.prepare(other, 4, keys, buffer)
+    refused()

@@ -38,7 +38,7 @@ def quantum(monkeypatch: pytest.MonkeyPatch) -> int:
 def answers(tiles: TilePlan, group: int) -> Counter[tuple[int, int, int]]:
     """Which (row, head, slot) the tiles compute, as the kernel would; checks where answers go."""
     seen: Counter[tuple[int, int, int]] = Counter()
-    writers: dict[tuple[int, int], int] = {}
+    writers: set[tuple[int, int]] = set()
     for tile in tiles.tiles.T.tolist():
         assert tile[LENGTH] > 0
         for query in range(tile[FIRST], tile[FIRST] + tile[COUNT]):
@@ -49,16 +49,16 @@ def answers(tiles: TilePlan, group: int) -> Counter[tuple[int, int, int]]:
                 continue
             merged = tiles.merge[tiles.merge_ptr[row] : tiles.merge_ptr[row + 1]].tolist()
             assert lone == (len(merged) == 1)
-            if not lone:
-                partial = tile[PARTIAL] + nth
-                assert partial in merged
-                assert partial < tiles.partials
-                assert writers.setdefault((partial, head), row) == row
+            target = ~row if lone else tile[PARTIAL] + nth
+            assert lone or target in merged
+            assert target < tiles.partials
+            assert (target, head) not in writers  # the order of programs cannot matter
+            writers.add((target, head))
             seen.update((row, head, slot) for slot in range(tile[START], tile[START] + keys))
     for row in range(len(tiles.merge_ptr) - 1):
         merged = tiles.merge[tiles.merge_ptr[row] : tiles.merge_ptr[row + 1]].tolist()
         if len(merged) > 1:  # no partial is merged that nobody wrote, none twice
-            assert {(partial, head) for partial in merged for head in range(group)} <= set(writers)
+            assert {(partial, head) for partial in merged for head in range(group)} <= writers
             assert len(set(merged)) == len(merged)
     return seen
 

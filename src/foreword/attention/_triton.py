@@ -75,33 +75,23 @@ class TritonBackend:
                 graph.replay()  # otherwise the buffer has grown: capture again
 
         A replay answers rows ``0 .. work.rows`` and leaves the others undefined. From here on
-        `work` uses `buffer`, which shows one list at a time; if none is given, the one it used
-        before, or a new one of its own.
+        `work` uses `buffer`, which shows one list at a time, and its runs launch all that any list
+        in `buffer` might need. If none is given, it is the one used before, or else a new one of
+        the list's own.
 
         The first time costs a plan, O(partials), and a copy of it; after :meth:`WorkList.advance`
         lengths alone are patched and copied, O(rows), until some run needs another piece; if
         nothing has moved, it costs nothing. Never waits for the device.
         """
-        key = _key(heads, keys)
-        kept = _kept(work, key)
-        if kept is not None and kept.plan.refresh(work):
-            plan = kept.plan
-        else:
-            kv_heads, _, dim = keys.shape
-            plan = TilePlan(work, kv_heads, heads // kv_heads, largest_block(dim, keys.itemsize))
-        if buffer is None:
-            buffer = kept.buffer if kept is not None else PlanBuffer(keys.device)
-        buffer.load(plan)
-        work.cache[key] = _Kept(plan, buffer)
-        return buffer
+        return _prepare(work, heads, keys, buffer).buffer
 
     def run(
         self, q: Tensor, keys: Tensor, values: Tensor, work: WorkList, scale: float
     ) -> AttentionState:
         """As :meth:`Backend.run`. The first run of a work list also plans its tiles.
 
-        While a CUDA graph captures, the list has to be prepared (:meth:`prepare`), else
-        :class:`PlanError`; then all is launched that a later plan might need.
+        While a CUDA graph captures, :class:`PlanError` unless the list was prepared with a buffer
+        (:meth:`prepare`).
         """
         check_shapes(q, keys, values, work)
         heads = q.shape[1]
@@ -111,17 +101,11 @@ class TritonBackend:
             raise PlanError("each head's vector in keys and values must be contiguous (stride 1)")
         if q.stride(2) != 1:
             q = q.contiguous()
-        capturing = q.is_cuda and torch.cuda.is_current_stream_capturing()
-        if not capturing:
-            self.prepare(work, heads, keys)
-        kept = _kept(work, _key(heads, keys))
-        if kept is None or kept.plan.version != work.version or not kept.buffer.holds(kept.plan):
-            raise PlanError(
-                "a CUDA graph cannot capture a work list whose plan is not on the device: "
-                "call prepare() before the capture"
-            )
-        plan, buffer = kept
-        if plan.end > keys.shape[1]:
+        if q.is_cuda and torch.cuda.is_current_stream_capturing():
+            kept = _prepared(work, heads, keys)
+        else:
+            kept = _prepare(work, heads, keys)
+        if kept.plan.end > keys.shape[1]:
             check_slots(keys, work)
         from foreword.attention._triton_launch import ALL_BUCKETS, launch
 
@@ -129,31 +113,59 @@ class TritonBackend:
             q,
             keys,
             values,
-            buffer.numbers,
-            buffer.capacity,
+            kept.buffer.numbers,
+            kept.buffer.capacity,
             scale,
-            buckets=ALL_BUCKETS if capturing else plan.used,
-            merging=capturing or plan.partials > 0,
+            buckets=ALL_BUCKETS if kept.shared else kept.plan.used,
+            merging=kept.shared or kept.plan.partials > 0,
         )
         return AttentionState(out, lse)
 
 
 class _Kept(NamedTuple):
-    """What a work list keeps per shape of pool, in its ``cache``."""
+    """What a work list keeps in its ``cache``, per device, heads and largest tile."""
 
     plan: TilePlan
     buffer: PlanBuffer
+    shared: bool  # the buffer is the caller's, for graphs that serve other lists too
+
+
+def _prepare(work: WorkList, heads: int, keys: Tensor, buffer: PlanBuffer | None = None) -> _Kept:
+    key = _key(heads, keys)
+    old = work.cache.get(key)
+    if isinstance(old, _Kept):
+        plan, own, shared = old
+    else:
+        plan, own, shared = None, None, False
+    if plan is None or not plan.refresh(work):
+        kv_heads, _, dim = keys.shape
+        plan = TilePlan(work, kv_heads, heads // kv_heads, largest_block(dim, keys.itemsize))
+    shared = shared or buffer is not None
+    kept = _Kept(plan, buffer or own or PlanBuffer(keys.device), shared)
+    kept.buffer.load(plan)
+    work.cache[key] = kept
+    return kept
+
+
+def _prepared(work: WorkList, heads: int, keys: Tensor) -> _Kept:
+    """What :func:`_prepare` left, if it still stands: nothing may be uploaded during a capture."""
+    kept = work.cache.get(_key(heads, keys))
+    if (
+        not isinstance(kept, _Kept)
+        or not kept.shared
+        or kept.plan.version != work.version
+        or not kept.buffer.holds(kept.plan)
+    ):
+        raise PlanError(
+            "a CUDA graph can only capture a work list whose plan is on the device, in a buffer "
+            "that stays: call prepare() with a PlanBuffer before the capture"
+        )
+    return kept
 
 
 def _key(heads: int, keys: Tensor) -> str:
     kv_heads, _, dim = keys.shape
-    largest = largest_block(dim, keys.itemsize)
-    return f"triton:{keys.device}:{heads}/{kv_heads}:{largest}"
-
-
-def _kept(work: WorkList, key: str) -> _Kept | None:
-    kept = work.cache.get(key)
-    return kept if isinstance(kept, _Kept) else None
+    return f"triton:{keys.device}:{heads}/{kv_heads}:{largest_block(dim, keys.itemsize)}"
 
 
 @cache
