@@ -63,6 +63,7 @@ RESULT: dict[str, Any] = {
     "quietness": {"load_before": [0.1, 0, 0], "load_after": None},
     "settings": SETTINGS.to_dict(),
     "peaks": PEAKS.to_dict(),
+    "instructions": {"bfloat16": "avx512_bf16"},
     "cases": {
         case: {"rows": [made_up(point) for point in points(SETTINGS) if point.case == case]}
         for case in SETTINGS.cases
@@ -73,7 +74,7 @@ RESULT: dict[str, Any] = {
 def test_tables_say_numbers_conditions_and_who_is_missing() -> None:
     text = tables(RESULT)
     for part in (
-        "CPU X1, 2 cores (avx2); 2 threads",
+        "CPU X1, 2 cores (avx2); 2 threads; native bfloat16 on avx512_bf16",
         "matrix products bfloat16 300, float32 100 GFLOP/s, reads 30.0 GB/s",
         "commit 0123456789 (with changes)",
         "1: 1,10_4096,416",

@@ -71,6 +71,8 @@ def test_a_result_is_plain_json(result: dict[str, Any]) -> None:
     assert set(result["peaks"]["matmul_gflops"]) == {"bfloat16", "float32"}
     assert result["peaks"]["read_gb_per_s"] > 0
     assert result["settings"]["repeats"] == 2
+    native = [row for row in rows(result) if row["ours"] == "native"]
+    assert set(result["instructions"]) == {row["dtype"] for row in native}
 
 
 def test_every_point_has_a_row_and_every_contender_numbers_or_a_reason(

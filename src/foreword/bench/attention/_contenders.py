@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
@@ -14,7 +14,7 @@ from foreword.bench.attention._ready import Ready
 from foreword.bench.attention._settings import BACKENDS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from torch import Tensor
 
@@ -103,6 +103,19 @@ def _backend(problem: Problem, name: str) -> Backend:
         return choose(problem.device, problem.dtype, problem.heads.dim, name)
     except BackendError as error:
         raise SkippedError(str(error)) from None
+
+
+def instructions(dtypes: Iterable[str], device: torch.device) -> dict[str, str]:
+    """With which instruction set the native backend computes each dtype; without it, nothing."""
+    found = {}
+    for name in dtypes:
+        dtype = getattr(torch, name)
+        try:
+            backend: Any = choose(device, dtype, 64, "native")
+            found[name] = str(backend.instructions(dtype))
+        except BackendError:
+            continue
+    return found
 
 
 def prepare(name: str, problem: Problem) -> Ready:

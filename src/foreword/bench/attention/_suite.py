@@ -38,6 +38,7 @@ def run_attention_bench(
 
     from foreword.bench.attention._arena import Arena
     from foreword.bench.attention._clock import Flush
+    from foreword.bench.attention._contenders import instructions
     from foreword.bench.attention._problem import Noise
     from foreword.bench.attention._roofline import measure_peaks
 
@@ -51,8 +52,8 @@ def run_attention_bench(
         with torch.inference_mode():
             todo = list(points(settings))
             say("the machine's peaks: matrix products, memory")
-            dtypes = {point.dtype for point in todo}
-            peaks = measure_peaks(sorted(dtypes), device, quick=settings.quick)
+            dtypes = sorted({point.dtype for point in todo})
+            peaks = measure_peaks(dtypes, device, quick=settings.quick)
             flush = Flush(device)
             arena = Arena(settings, device, Noise(settings.seed, device), flush, peaks)
             cases: dict[str, Any] = {case: {"rows": []} for case in settings.cases}
@@ -73,6 +74,7 @@ def run_attention_bench(
         "quietness": quietness.read(),
         "settings": settings.to_dict(),
         "peaks": peaks.to_dict(),
+        "instructions": instructions(dtypes, device),
         "flush_bytes": flush.bytes,
         "cases": cases,
     }

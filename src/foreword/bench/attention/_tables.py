@@ -61,6 +61,8 @@ def attention_conditions(result: dict[str, Any]) -> str:
         f"{machine['cpu']}, {machine['cores']} cores ({', '.join(machine['flags'])}); "
         f"{settings['threads']} threads"
     )
+    for dtype, used in result["instructions"].items():
+        where += f"; native {dtype} on {used}"
     return (
         f"{where}\n"
         f"Measured peaks: matrix products {products} GFLOP/s, reads "
