@@ -37,6 +37,7 @@ def env(as_json: JsonOption = False, debug: DebugOption = False) -> int:
         "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         **{name: _version(name) for name in _PACKAGES},
         "nano": (Path(foreword.__file__).parent / "models" / "nano" / "config.json").is_file(),
+        "native": _native(),
         "backends": _backends(cuda),
     }
     if as_json:
@@ -62,13 +63,25 @@ def _shown(value: Any) -> str:
     return "none" if value is None else str(value)
 
 
+def _native() -> str:
+    """The compiled library's instruction sets as chosen here, or why there is no library."""
+    from foreword import _library
+
+    library = _library.load()
+    if isinstance(library, str):
+        return f"none: {library}"
+    used = {library.isas[_library.isa(dtype)] for dtype in _library.DTYPES}
+    threads = "torch's threads" if library.shares_threads else "threads of its own"
+    return f"{', '.join(sorted(used))} on {threads} (compiled in: {', '.join(library.isas)})"
+
+
 def _backends(cuda: bool) -> list[dict[str, str | None]]:
     """Every backend on every device and dtype, with the reason where it does not run."""
     import torch
 
     from foreword.attention import backends, choose
 
-    pairs = [("cpu", torch.float32), ("cpu", torch.bfloat16)]
+    pairs = [("cpu", torch.float32), ("cpu", torch.bfloat16), ("cpu", torch.float16)]
     if cuda:
         pairs += [("cuda", torch.float32), ("cuda", torch.bfloat16), ("cuda", torch.float16)]
     found: list[dict[str, str | None]] = []
