@@ -11,7 +11,14 @@ from typing import Any
 import pytest
 import torch
 
-from foreword.bench import CONTENDERS, attention_settings, default_name, run_attention_bench, tables
+from foreword.bench import (
+    CONTENDERS,
+    attention_settings,
+    default_name,
+    result_text,
+    run_attention_bench,
+    tables,
+)
 from foreword.bench.attention import _chunk_attention, _contenders, _suite
 from foreword.bench.attention._arena import Arena, compare
 from foreword.bench.attention._clock import Flush
@@ -75,6 +82,13 @@ def test_a_result_is_plain_json(result: dict[str, Any]) -> None:
     assert set(result["instructions"]) == {row["dtype"] for row in native}
 
 
+def test_a_result_file_has_a_line_for_each_row(result: dict[str, Any]) -> None:
+    text = result_text(result)
+    assert json.loads(text) == json.loads(json.dumps(result))
+    assert sum(line.lstrip().startswith('{"tree"') for line in text.splitlines()) == 7
+    assert "@" not in text
+
+
 def test_every_point_has_a_row_and_every_contender_numbers_or_a_reason(
     result: dict[str, Any],
 ) -> None:
@@ -87,10 +101,10 @@ def test_every_point_has_a_row_and_every_contender_numbers_or_a_reason(
                 continue
             assert len(each["warm"]["samples"]) == len(each["cold"]["samples"]) == 2
             assert each["max_error"] < (1e-4 if row["dtype"] == "float32" else 3e-2)
-            assert each["warm_gflops"] == pytest.approx(row["flops"] / each["warm"]["median"] / 1e6)
-            assert each["cold_share_of_roofline"] == pytest.approx(
-                row["roofline_ms"] / each["cold"]["median"]
-            )
+            gflops = row["flops"] / each["warm"]["median"] / 1e6
+            share = row["roofline_ms"] / each["cold"]["median"]
+            assert each["warm_gflops"] == pytest.approx(gflops, rel=1e-4)
+            assert each["cold_share_of_roofline"] == pytest.approx(share, rel=1e-4)
 
 
 def test_what_runs_everywhere_ran_everywhere(result: dict[str, Any]) -> None:
@@ -207,6 +221,7 @@ def test_chunk_attention_says_what_it_cannot(
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # torch's compiler uses what torch has deprecated
 def test_flex_attention_over_a_tree_is_right() -> None:
     point = replace(TINY["trees"][1], compiled=True)
     device = torch.device("cpu")

@@ -21,12 +21,26 @@ scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 git clone -q "$source" "$scratch/source"
 git -C "$scratch/source" checkout -q "$commit"
-"$python" -m pip --disable-pip-version-check install -q --no-deps --target "$scratch/mkl" \
+# Not installed: `pip install --target` leaves out the very libraries.
+"$python" -m pip --disable-pip-version-check download -q --no-deps -d "$scratch/wheels" \
   mkl-static mkl-include
+"$python" - "$scratch/mkl" "$scratch"/wheels/*.whl <<'PY'
+import sys
+import zipfile
+from pathlib import PurePath
+
+LIBRARIES = {f"libmkl_{part}.a" for part in ("intel_lp64", "sequential", "core")}
+for path in sys.argv[2:]:
+    with zipfile.ZipFile(path) as wheel:
+        for name in wheel.namelist():
+            if name.endswith(".h") or PurePath(name).name in LIBRARIES:
+                wheel.extract(name, sys.argv[1])
+PY
 
 code=$scratch/source/cpp/chunk_attn
 include=$(dirname "$(find "$scratch/mkl" -name mkl_cblas.h -print -quit)")
 libraries=$(dirname "$(find "$scratch/mkl" -name libmkl_core.a -print -quit)")
+test -f "$include/mkl_cblas.h" && test -f "$libraries/libmkl_core.a"
 torch=$("$python" -c 'import pathlib, torch; print(pathlib.Path(torch.__file__).parent)')
 openmp=$(find "$torch/lib" "$(dirname "$torch")/torch.libs" -name 'libgomp*.so*' -print -quit 2>/dev/null || true)
 headers=$("$python" -c 'import sysconfig; print(sysconfig.get_paths()["include"])')

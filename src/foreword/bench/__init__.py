@@ -29,6 +29,7 @@ from foreword.bench.attention import (
     CONTENDERS,
     AttentionSettings,
     attention_settings,
+    result_text,
     run_attention_bench,
 )
 
@@ -50,6 +51,7 @@ __all__ = [
     "default_name",
     "load_result",
     "readme_block",
+    "result_text",
     "run_attention_bench",
     "run_engine_bench",
     "settings_for",

@@ -94,12 +94,10 @@ def plot(
 
 
 def _write(result: Mapping[str, Any], out: Path, *, quiet: bool) -> None:
-    import json
-
-    from foreword.bench import PlotError, default_name, write_plots
+    from foreword.bench import PlotError, default_name, result_text, write_plots
 
     path = out / default_name(dict(result)) if out.is_dir() else out
-    path.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    path.write_text(result_text(result), encoding="utf-8")
     _console.note(f"wrote {path}", quiet=quiet)
     try:
         for plotted in write_plots(dict(result), path.parent, path.stem):

@@ -10,7 +10,7 @@ from foreword.bench.attention._settings import (
     AttentionSettings,
     attention_settings,
 )
-from foreword.bench.attention._suite import KIND, run_attention_bench
+from foreword.bench.attention._suite import KIND, result_text, run_attention_bench
 
 __all__ = [
     "ATTENTION_CASES",
@@ -18,5 +18,6 @@ __all__ = [
     "KIND",
     "AttentionSettings",
     "attention_settings",
+    "result_text",
     "run_attention_bench",
 ]

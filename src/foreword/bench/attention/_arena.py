@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from foreword.bench._measure import summary
 from foreword.bench.attention._clock import repeats_for, seconds
@@ -69,7 +69,7 @@ class Arena:
         row |= compare(row["contenders"])
         del problem, ready, samples
         gc.collect()
-        return row
+        return cast("dict[str, Any]", rounded(row))
 
     def _take_turns(self, ready: dict[str, Ready]) -> dict[str, _Samples]:
         samples = {name: _Samples(r, self.device, self.flush) for name, r in ready.items()}
@@ -117,6 +117,15 @@ class _Samples:
     def _add(self, kind: str, taken: float) -> float:
         self.kinds.setdefault(kind, []).append(taken)
         return taken
+
+
+def rounded(value: Any) -> Any:
+    """The same JSON value with every float at six digits: nothing here is measured any finer."""
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    if isinstance(value, dict):
+        return {key: rounded(each) for key, each in value.items()}
+    return [rounded(each) for each in value] if isinstance(value, list) else value
 
 
 def facts(point: Point, peaks: Peaks) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ from foreword.bench._machine import Quietness, machine, now, source, versions
 from foreword.bench.attention._points import points
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from foreword.bench.attention._settings import AttentionSettings
 
@@ -78,6 +79,21 @@ def run_attention_bench(
         "flush_bytes": flush.bytes,
         "cases": cases,
     }
+
+
+def result_text(result: Mapping[str, Any]) -> str:
+    """The result as a JSON file's text, a line for each row: thousands of samples stay readable
+    and comparable. Ends with a newline."""
+    cases = {
+        name: [f"@{name} {i}" for i in range(len(case["rows"]))]
+        for name, case in result["cases"].items()
+    }
+    frame = {**result, "cases": {name: {"rows": marks} for name, marks in cases.items()}}
+    text = json.dumps(frame, indent=1, allow_nan=False)
+    for name, marks in cases.items():
+        for mark, row in zip(marks, result["cases"][name]["rows"], strict=True):
+            text = text.replace(json.dumps(mark), json.dumps(row, allow_nan=False), 1)
+    return text + "\n"
 
 
 def _accelerator(device: Any) -> str | None:
