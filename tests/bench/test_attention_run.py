@@ -228,3 +228,12 @@ def test_flex_attention_over_a_tree_is_right() -> None:
     with torch.inference_mode():
         ready = _contenders.prepare("flex", Problem(point, Noise(0, device), device, 10**8))
     assert ready.error < 1e-4
+
+
+@pytest.mark.gpu
+def test_a_run_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_suite, "points", tiny)
+    settings = attention_settings(quick=True, device="cuda", repeats=1, memory=10**8)
+    made = run_attention_bench(settings)
+    assert made["machine"]["accelerator"]
+    assert all(row["ours"] in ("triton", "torch") for row in rows(made))
