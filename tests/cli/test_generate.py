@@ -152,3 +152,15 @@ def test_interrupted_keeps_what_there_is(run, tiny_model_dir, monkeypatch, llm):
     assert len(output["token_ids"]) >= 3
     assert text_of(llm, "Hello", max_tokens=400).startswith(output["text"])
     assert "interrupted" in ran.err
+
+
+def test_the_decoder_is_chosen_by_name(run):
+    args = ("generate", "nano", "Once upon a time", "--max-tokens", "2", "--json")
+    decoders = {
+        wish: run(*args, "--decoder", wish).json["stats"]["decoder"]
+        for wish in ("auto", "lean", "transformers")
+    }
+    assert decoders == {"auto": "lean", "lean": "lean", "transformers": "transformers"}
+    refused = run(*args, "--decoder", "fast")
+    assert refused.code == 2
+    assert "'fast'" in refused.err

@@ -43,6 +43,7 @@ def batch(
     max_batch: options.MaxBatchOption = 256,
     no_share: options.NoShareOption = False,
     backend: options.BackendOption = "auto",
+    decoder: options.DecoderOption = "auto",
     dtype: options.DtypeOption = "auto",
     device: options.DeviceOption = "auto",
     threads: options.ThreadsOption = None,
@@ -93,6 +94,7 @@ def batch(
                 max_batch=max_batch,
                 share=not no_share,
                 backend=backend,
+                decoder=decoder,
                 page_size=page_size,
                 max_context=max_context,
             )

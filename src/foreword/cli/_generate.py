@@ -56,6 +56,7 @@ def generate(
     max_batch: options.MaxBatchOption = 256,
     no_share: options.NoShareOption = False,
     backend: options.BackendOption = "auto",
+    decoder: options.DecoderOption = "auto",
     dtype: options.DtypeOption = "auto",
     device: options.DeviceOption = "auto",
     threads: options.ThreadsOption = None,
@@ -103,6 +104,7 @@ def generate(
             max_batch=max_batch,
             share=not no_share,
             backend=backend,
+            decoder=decoder,
             page_size=page_size,
             max_context=max_context,
         )

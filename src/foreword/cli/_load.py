@@ -13,7 +13,13 @@ if TYPE_CHECKING:
 
 
 def load(
-    display: ProgressDisplay, model: str, *, dtype: str, device: str, threads: int | None = None
+    display: ProgressDisplay,
+    model: str,
+    *,
+    dtype: str,
+    device: str,
+    threads: int | None = None,
+    decoder: str = "auto",
 ) -> LoadedModel:
     """Load a model; `threads` is how many torch may use from now on, None leaves it as it is.
 
@@ -30,7 +36,8 @@ def load(
         torch.set_num_threads(threads)
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    return load_model(model, dtype=dtype, device=device)
+    # A wrong name is refused by load_model itself.
+    return load_model(model, dtype=dtype, device=device, decoder=decoder)  # type: ignore[arg-type]
 
 
 def load_llm(
@@ -40,6 +47,7 @@ def load_llm(
     dtype: str,
     device: str,
     threads: int | None,
+    decoder: str = "auto",
     **settings: Any,
 ) -> LLM:
     """Load a model and put an engine around it.
@@ -53,5 +61,5 @@ def load_llm(
     settings.setdefault("max_step_tokens", max(2048, settings.get("max_batch", 0)))
     settings.setdefault("debug", _console.debug)
     EngineConfig(**settings)  # a wrong setting is said before the model is read
-    loaded = load(display, model, dtype=dtype, device=device, threads=threads)
+    loaded = load(display, model, dtype=dtype, device=device, threads=threads, decoder=decoder)
     return LLM(loaded, **settings)

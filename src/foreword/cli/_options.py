@@ -43,6 +43,9 @@ NoShareOption: TypeAlias = Annotated[
 BackendOption: TypeAlias = Annotated[
     str, typer.Option(help="Attention backend; `foreword env` lists them.")
 ]
+DecoderOption: TypeAlias = Annotated[
+    str, typer.Option(help="auto, lean (our own, for Llama shapes) or transformers.")
+]
 DtypeOption: TypeAlias = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
 DeviceOption: TypeAlias = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 ThreadsOption: TypeAlias = Annotated[
