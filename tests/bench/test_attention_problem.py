@@ -58,9 +58,21 @@ def test_the_right_answer_has_hardly_an_error_and_a_wrong_one_has(dtype: str) ->
     reference = choose(CPU, made.dtype, 32, "reference")
     out = reference.run(made.q, made.keys, made.values, work, made.scale).out
     assert made.error(out) < (1e-5 if dtype == "float32" else 1e-2)
+    swapped = reference.run(made.q, made.values, made.keys, work, made.scale).out
+    assert made.error(swapped) > 0.1
     assert made.error(out.roll(1, 0)) > 0.1  # requests exchanged
     assert made.error(out * 1.1) == pytest.approx(0.1, abs=0.01)
     assert made.error(torch.full_like(out, torch.nan)) == float("inf")
+
+
+def test_noise_goes_on_where_it_stopped_and_begins_again_at_the_end() -> None:
+    noise, length = Noise(0, CPU), 1_999_993
+    whole = noise.fill(torch.empty(length + 5))
+    assert torch.equal(whole[length:], whole[:5])
+    assert torch.equal(noise.fill(torch.empty(2, 3)).view(-1), whole[5:11])
+    assert torch.equal(Noise(0, CPU).fill(torch.empty(9)), whole[:9])
+    assert abs(float(whole.mean())) < 0.01
+    assert abs(float(whole.std()) - 1) < 0.01
 
 
 def test_memory_is_claimed_and_refused_by_its_size() -> None:
@@ -70,7 +82,7 @@ def test_memory_is_claimed_and_refused_by_its_size() -> None:
     made = problem(memory=unique)
     assert made.pool(PLAIN) == (made.keys, made.values)
     with pytest.raises(
-        SkippedError, match=r"every request's own keys and values would take 0\.0 GB"
+        SkippedError, match=r"every request's own keys and values would take 0\.00 GB"
     ):
         made.copied_pool(PLAIN)
 

@@ -74,10 +74,11 @@ RESULT: dict[str, Any] = {
 def test_tables_say_numbers_conditions_and_who_is_missing() -> None:
     text = tables(RESULT)
     for part in (
-        "CPU X1, 2 cores (avx2); 2 threads; native bfloat16 on avx512_bf16",
+        "CPU X1, 2 cores (avx2); 2 threads; native on avx512_bf16",
         "matrix products bfloat16 300, float32 100 GFLOP/s, reads 30.0 GB/s",
         "commit 0123456789 (with changes)",
         "1: 1,10_4096,416",
+        "32_1040 (1/4 tokens)",
         "50 %",
         "4.00x",
         "Faster than the fastest per-request kernel, geometric mean: warm 4.00x (4.00x to 4.00x) "

@@ -43,14 +43,18 @@ class Noise:
         # An odd length: what repeats does so out of step with any head or page.
         self._block = torch.randn(1_999_993, generator=generator, device=device)
         self._cast: dict[torch.dtype, Tensor] = {}
+        self._at = 0
 
     def fill(self, tensor: Tensor) -> Tensor:
-        """Fill a contiguous tensor, and return it."""
-        block = self._cast.setdefault(tensor.dtype, self._block.to(tensor.dtype))
-        flat = tensor.view(-1)
-        for begin in range(0, len(flat), len(block)):
-            part = flat[begin : begin + len(block)]
-            part.copy_(block[: len(part)])
+        """Fill a contiguous tensor with what comes next, and return it."""
+        if tensor.dtype not in self._cast:
+            self._cast[tensor.dtype] = self._block.to(tensor.dtype)
+        block, rest = self._cast[tensor.dtype], tensor.view(-1)
+        while len(rest):
+            part = block[self._at : self._at + len(rest)]
+            rest[: len(part)] = part
+            rest = rest[len(part) :]
+            self._at = (self._at + len(part)) % len(block)
         return tensor
 
 
@@ -98,8 +102,8 @@ class Problem:
         needed = tokens * self.point.token_bytes
         if needed > self._memory:
             raise SkippedError(
-                f"{what} would take {needed / 1e9:.1f} GB, {max(self._memory, 0) / 1e9:.1f} GB are "
-                "left for this point"
+                f"{what} would take {needed / 1e9:.2f} GB, {self._memory / 1e9:.2f} GB are left "
+                "for this point"
             )
         self._memory -= needed
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from foreword.bench._layout import aligned, value_text
-from foreword.bench.attention._trees import PAT_TREES, Scale
+from foreword.bench.attention._trees import AS_PUBLISHED, PAT_TREES, Scale
 
 TITLES = {
     "trees": "PAT's trees: one decode step of one layer",
@@ -61,8 +61,9 @@ def attention_conditions(result: dict[str, Any]) -> str:
         f"{machine['cpu']}, {machine['cores']} cores ({', '.join(machine['flags'])}); "
         f"{settings['threads']} threads"
     )
-    for dtype, used in result["instructions"].items():
-        where += f"; native {dtype} on {used}"
+    used = dict.fromkeys(result["instructions"].values())
+    if used:
+        where += f"; native on {', '.join(used)}"
     return (
         f"{where}\n"
         f"Measured peaks: matrix products {products} GFLOP/s, reads "
@@ -88,11 +89,10 @@ def contenders_of(rows: Iterable[dict[str, Any]]) -> list[str]:
 
 def label(row: dict[str, Any]) -> str:
     """How a row is called: its tree, with PAT's number and the scale where it has them."""
-    if row["published"] not in PAT_TREES:
-        return str(row["tree"])
-    scale = str(Scale(**row["scale"]))
-    number = f"{PAT_TREES.index(row['published']) + 1}: {row['tree']}"
-    return number if scale == "1" else f"{number} ({scale})"
+    text, scale = str(row["tree"]), Scale(**row["scale"])
+    if row["published"] in PAT_TREES:
+        text = f"{PAT_TREES.index(row['published']) + 1}: {text}"
+    return text if scale == AS_PUBLISHED else f"{text} ({scale})"
 
 
 def _rows(rows: list[dict[str, Any]]) -> list[list[str]]:
