@@ -1,16 +1,18 @@
 # Everything runs from .venv, which each target makes for itself the first time.
 #   PYTHON=python3.12     the interpreter to build .venv with
 #   TORCH_ARGS="..."      extra pip arguments for torch alone, such as a CPU-only package index
-#   BENCH="--quick"       arguments for `make bench`
+#   BENCH="--quick"       arguments for both benchmarks of `make bench`
+#   OUT=somewhere/        where `make bench` and `make gpu` put their results and plots
 
 PYTHON ?= python3
 TORCH_ARGS ?=
 BENCH ?=
+OUT ?= benchmarks/results
 
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
-RECIPE := pyproject.toml constraints.txt
+RECIPE := pyproject.toml constraints.txt CMakeLists.txt $(wildcard csrc/*)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint bench docs gpu clean
@@ -31,15 +33,19 @@ lint: $(VENV)/.stamp-dev ## check style, types and the import law
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-logo
 
-bench: $(VENV)/.stamp-run ## measure the engine (BENCH="..." passes arguments on)
-	@$(BIN)/foreword bench engine $(BENCH)
+bench: $(VENV)/.stamp-bench ## measure attention and engine; results and plots go to OUT
+	@mkdir -p $(OUT)
+	@$(BIN)/foreword bench attention --out $(OUT) $(BENCH)
+	@$(BIN)/foreword bench engine --out $(OUT) $(BENCH)
 
 docs: $(VENV)/.stamp-docs ## build the documentation into site/
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "docs: open site/index.html"
 
-gpu: $(VENV)/.stamp-dev ## run the tests that need a CUDA device
+gpu: $(VENV)/.stamp-dev $(VENV)/.stamp-bench ## on a CUDA machine: its tests, then its benchmark
 	@$(BIN)/python -m pytest -m gpu
+	@mkdir -p $(OUT)
+	@$(BIN)/foreword bench attention --device cuda --quick --out $(OUT)
 
 clean: ## remove caches and built docs (`rm -rf .venv` removes the rest)
 	@rm -rf site dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
@@ -59,6 +65,11 @@ $(VENV)/.stamp-run: $(RECIPE)
 $(VENV)/.stamp-dev: $(VENV)/.stamp-run
 	@echo "adding the tests' and linters' packages (once)" >&2
 	@$(PIP) -e '.[dev]'
+	@touch $@
+
+$(VENV)/.stamp-bench: $(VENV)/.stamp-run
+	@echo "adding the benchmarks' packages (once)" >&2
+	@$(PIP) -e '.[bench]'
 	@touch $@
 
 $(VENV)/.stamp-docs: $(VENV)/.stamp-run
