@@ -40,7 +40,8 @@ def answers(tiles: TilePlan, group: int) -> Counter[tuple[int, int, int]]:
     seen: Counter[tuple[int, int, int]] = Counter()
     writers: set[tuple[int, int]] = set()
     for tile in tiles.tiles.T.tolist():
-        assert tile[LENGTH] > 0
+        last = (tile[FIRST] + tile[COUNT] - 1) // group
+        assert min(last + tile[SHIFT_BY], tile[LENGTH]) > 0  # no tile without work
         for query in range(tile[FIRST], tile[FIRST] + tile[COUNT]):
             nth, head = divmod(query, group)
             row, lone = divmod(int(tiles.rows[tile[ROWS_AT] + nth]), 2)

@@ -75,9 +75,9 @@ def planned(work: WorkList) -> planning.TilePlan:
 
 
 def compact() -> Forest:
-    """A cut run, decode, a prefill of several pieces, a reader: little of each."""
+    """A cut run of whole steps, decode, a prefill of several pieces, a reader: little of each."""
     spans = [
-        Span(-1, ((0, 70),)),
+        Span(-1, ((0, 64),)),
         Span(0, ((70, 5),), 1, 0),
         Span(0, ((80, 41),), 40, 1),
         Span(0, ((125, 3),), 0, 0, (41,)),
@@ -134,8 +134,10 @@ def test_every_size_of_tile(rows: int, bucket: int, blocks: int) -> None:
 @pytest.mark.parametrize("tokens", [1, 15, 16, 17, 33, 90])
 def test_prefill(tokens: int) -> None:
     spans = [Span(-1, ((0, 45),)), Span(0, ((60, tokens),), tokens, 0)]
-    assert_matches(Forest(spans, tokens, 160), kv_heads=1, group=3, dtype=torch.float16)
-    assert_matches(Forest([spans[1]._replace(parent=-1)], tokens, 160), kv_heads=1, group=1)
+    behind, bare = Forest(spans, tokens, 160), Forest([spans[1]._replace(parent=-1)], tokens, 160)
+    assert_matches(behind, kv_heads=1, group=3, dtype=torch.float16)
+    # Blocks of 64 rows: some see nothing of a later piece, and have nothing to merge either.
+    assert_matches(bare, kv_heads=1, group=1, dtype=torch.float16)
 
 
 @pytest.mark.parametrize("length", [1, 15, 16, 17, 31, 32, 33, 47, 48, 49, 80])
