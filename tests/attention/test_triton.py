@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import pytest
@@ -21,9 +22,18 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
-needs_triton = pytest.mark.skipif(
-    importlib.util.find_spec("triton") is None, reason="needs the package triton"
-)
+
+def triton_version() -> tuple[int, ...]:
+    """Triton's major and minor version, none of both if it is not there."""
+    try:
+        return tuple(int(part) for part in version("triton").split(".")[:2])
+    except PackageNotFoundError:
+        return ()
+
+
+needs_triton = pytest.mark.skipif(not triton_version(), reason="needs the package triton")
+# The interpreter of 3.6 turns arrays of one element into numbers, which NumPy 2.4 refuses.
+needs_interpreter = pytest.mark.skipif(triton_version() < (3, 9), reason="needs Triton 3.9")
 
 
 def python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -47,7 +57,7 @@ def _fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     _triton._device_fault.cache_clear()
 
 
-@needs_triton
+@needs_interpreter
 def test_in_the_interpreter() -> None:
     suite = HERE / "triton_interpreted.py"
     done = python("-m", "pytest", "-q", "-rs", str(suite), TRITON_INTERPRET="1")
