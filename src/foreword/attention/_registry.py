@@ -9,8 +9,14 @@ from foreword.attention._errors import BackendError
 from foreword.attention._native import NativeBackend
 from foreword.attention._reference import ReferenceBackend
 from foreword.attention._torch import TorchBackend
+from foreword.attention._triton import TritonBackend
 
-_BACKENDS: tuple[Backend, ...] = (NativeBackend(), TorchBackend(), ReferenceBackend())
+_BACKENDS: tuple[Backend, ...] = (
+    NativeBackend(),
+    TritonBackend(),
+    TorchBackend(),
+    ReferenceBackend(),
+)
 """Fastest first: "auto" takes the first that fits."""
 
 
