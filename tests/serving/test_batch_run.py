@@ -89,6 +89,7 @@ class FakeEngine:
             steps=self.steps,
             preemptions=0,
             backend="fake",
+            decoder="fake",
         )
 
 
