@@ -284,6 +284,10 @@ def test_what_does_not_fit_is_refused() -> None:
     for inputs, fault in faults:
         with pytest.raises(PlanError, match=fault):
             NATIVE.run(*inputs, work, 1.0)
+    with pytest.raises(PlanError, match="no gradients"):
+        NATIVE.run(q.requires_grad_(), *packed, work, 1.0)
+    with torch.no_grad():
+        NATIVE.run(q, *packed, work, 1.0)
 
 
 @pytest.mark.parametrize(

@@ -58,9 +58,15 @@ class NativeBackend:
     def run(
         self, q: Tensor, keys: Tensor, values: Tensor, work: WorkList, scale: float
     ) -> AttentionState:
-        """As :meth:`Backend.run`. The first run of a work list also orders its rows."""
+        """As :meth:`Backend.run`. The first run of a work list also orders its rows.
+
+        One thread at a time may run a work list, since its plan holds the working space. There is
+        no gradient: :class:`PlanError` if one is asked for.
+        """
         rows, heads, dim = q.shape if q.dim() == 3 else (0, 0, 0)
         _check(q, keys, values, work)
+        if torch.is_grad_enabled() and any(each.requires_grad for each in (q, keys, values)):
+            raise PlanError("the native backend computes no gradients: use the torch backend")
         if rows == 0:
             return empty_state(0, heads, dim, q.dtype, q.device)
         if q.stride(2) != 1:

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from foreword.models._huge_pages import use_huge_pages
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -44,7 +46,10 @@ class PackedLinear:
     """A product with a weight in oneDNN's own order; keeps no reference to the plain one."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        self.weight: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, _ROWS)
+        ops = torch.ops.mkldnn
+        self.weight: Tensor = ops._reorder_linear_weight(weight, _ROWS)
+        if hasattr(ops, "data_ptr") and hasattr(ops, "_nbytes"):
+            use_huge_pages(ops.data_ptr(self.weight), ops._nbytes(self.weight))
         self.bias = bias
         self._multiply = torch.ops.mkldnn._linear_pointwise.default
 
