@@ -56,8 +56,9 @@ class Played:
         self.last = (step, self.model.forward(step))
         return self.last[1]
 
-    def prepare(self, work, kv_heads, group, device, buffer=None):
-        assert (kv_heads, group) == (self.shape.kv_heads, self.shape.group)
+    def prepare(self, work, heads, keys, buffer=None):
+        assert heads == self.shape.heads
+        assert keys.shape[0] == self.shape.kv_heads
         self.buffer = buffer or Buffer()
         self.buffer.show(work)
         return self.buffer
@@ -241,3 +242,21 @@ def test_texts_are_those_of_generate(shape, plain_model, expected):
         llm.engine.step()
     for i, (prompt, request) in enumerate(zip(prompts, requests, strict=True)):
         assert request.result(0).outputs[0].token_ids == expected(shape, prompt, 6 + i % 4)
+
+
+def test_the_stand_in_is_asked_as_triton_is():
+    """The graphs are tested with a stand-in for the backend: it must take what triton takes."""
+    import inspect
+
+    from foreword.attention._triton import TritonBackend
+    from foreword.models._lean_graph import _Capturable
+
+    def asked(owner):
+        return list(inspect.signature(owner.prepare).parameters)
+
+    stand_ins = [
+        each for each in globals().values() if inspect.isclass(each) and hasattr(each, "prepare")
+    ]
+    assert stand_ins
+    for owner in (*stand_ins, _Capturable):
+        assert asked(owner) == asked(TritonBackend)

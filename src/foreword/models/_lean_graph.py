@@ -36,14 +36,11 @@ class _Capturable(Protocol):
     """What a backend has that CUDA graphs can capture."""
 
     def prepare(
-        self,
-        work: WorkList,
-        kv_heads: int,
-        group: int,
-        device: torch.device,
-        buffer: Any = None,
+        self, work: WorkList, heads: int, keys: Tensor, buffer: Any = None
     ) -> Any:
-        """Put the plan of `work` into `buffer`, or a new one, and return it.
+        """Put the plan of `work` into `buffer`, and return it.
+
+        `heads` counts query heads; `keys` is one layer of the pool.
 
         A graph that was captured over a buffer serves every list of no more rows that is put into
         it, as long as the buffer's `generation` stays.
@@ -110,7 +107,7 @@ class GraphedModel:
 
     def _prepare(self, work: WorkList) -> None:
         self._buffer = cast("_Capturable", self._backend).prepare(
-            work, self._shape.kv_heads, self._shape.group, self._shape.device, self._buffer
+            work, self._shape.heads, self._store.keys[0], self._buffer
         )
 
     def _record(self, rows: int) -> _Recorded:
@@ -126,8 +123,9 @@ class GraphedModel:
             store=self._store,
             backend=self._backend,
         )
-        self._model.forward(inputs)  # kernels are compiled and libraries set up outside the graph
+        # Prepared first: a run over the graphs' buffer compiles all kernels that one may launch.
         self._prepare(inputs.work)
+        self._model.forward(inputs)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._memory):
             logits = self._model.forward(inputs)
