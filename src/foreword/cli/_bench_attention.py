@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
-from foreword._errors import ParameterError
 from foreword.cli import _console
+from foreword.cli._bench_files import check_out, write_result
 from foreword.cli._options import DebugOption, JsonOption, QuietOption
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 
 def attention(
@@ -68,13 +65,12 @@ def attention(
         repeats=repeats,
         memory=_bytes(memory),
     )
-    if out is not None and not out.is_dir() and not out.parent.is_dir():
-        raise ParameterError(f"no directory {str(out.parent)!r} for the result: make it first")
-    from foreword.bench import run_attention_bench, tables
+    check_out(out)
+    from foreword.bench import result_text, run_attention_bench, tables
 
     result = run_attention_bench(settings, say=lambda line: _console.note(line, quiet=quiet))
     if out is not None:
-        _write(result, out, quiet=quiet)
+        write_result(dict(result), out, quiet=quiet, text=result_text(result))
     if as_json:
         _console.print_json(result)
     else:
@@ -91,19 +87,6 @@ def plot(
 
     for path in write_plots(load_result(result), out, result.stem):
         _console.note(f"wrote {path}")
-
-
-def _write(result: Mapping[str, Any], out: Path, *, quiet: bool) -> None:
-    from foreword.bench import PlotError, default_name, result_text, write_plots
-
-    path = out / default_name(dict(result)) if out.is_dir() else out
-    path.write_text(result_text(result), encoding="utf-8")
-    _console.note(f"wrote {path}", quiet=quiet)
-    try:
-        for plotted in write_plots(dict(result), path.parent, path.stem):
-            _console.note(f"wrote {plotted}", quiet=quiet)
-    except PlotError as error:  # hours may lie behind: the result is what counts
-        _console.note(f"no plots: {error}", quiet=quiet)
 
 
 def _names(text: str) -> tuple[str, ...]:

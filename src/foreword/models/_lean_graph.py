@@ -35,9 +35,7 @@ _SCRATCH_SLOT = 0
 class _Capturable(Protocol):
     """What a backend has that CUDA graphs can capture."""
 
-    def prepare(
-        self, work: WorkList, heads: int, keys: Tensor, buffer: Any = None
-    ) -> Any:
+    def prepare(self, work: WorkList, heads: int, keys: Tensor, buffer: Any = None) -> Any:
         """Put the plan of `work` into `buffer`, and return it.
 
         `heads` counts query heads; `keys` is one layer of the pool.
