@@ -1,10 +1,9 @@
 """Matrix products with weights laid out in advance where that pays, as they are elsewhere.
 
 oneDNN multiplies by blocks, and `torch.nn.functional.linear` brings a plain weight into that order
-at every call. With that done once at load, the products of a layer took 0.4 to 0.8 of the time for
-1 to 64 rows in bf16 and 0.93 of it for 512, in float32 0.3 to 0.6 and 0.8 (weights of 1,024 to
-32,000 outputs, two threads of a Zen 4 processor; on one thread, float32 at a single row gains
-nothing). Float16 has no such kernel on most processors and stays plain.
+at every call. Done once at load instead, it saves most with few rows and least with hundreds; the
+products of a decode step of 64 rows are in the results of `foreword bench engine --case curve`.
+Float16 has no such kernel on most processors and stays plain.
 """
 
 from __future__ import annotations

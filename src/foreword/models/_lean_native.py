@@ -1,7 +1,7 @@
 """The layer operations of :mod:`._lean_ops` in the compiled library: one pass each, on all threads.
 
-Torch takes five to ten passes and as many calls for each of them; between the products of a decode
-step that was a tenth of its time. They round where the torch versions round, so either may be used.
+Torch takes several passes and as many calls for each of them, between every two products of a
+decode step. They round where the torch versions round, so either may be used.
 """
 
 from __future__ import annotations
