@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from foreword.cache._eviction import EvictionQueue
 from foreword.cache._namespace import Namespace
 from foreword.cache._node import Node
@@ -23,6 +25,7 @@ class NodeStore:
         epoch: see `PrefixTree.epoch`.
         num_nodes, num_tokens, computed_tokens: counts over all nodes.
         evictable_pages: pages that unpinned nodes own.
+        on_evict: see `PrefixTree.on_evict`.
     """
 
     def __init__(self, num_pages: int, page_size: int) -> None:
@@ -35,6 +38,7 @@ class NodeStore:
         self.num_tokens = 0
         self.computed_tokens = 0
         self.evictable_pages = 0
+        self.on_evict: Callable[[Node], None] | None = None
 
     # Growing
 
@@ -180,6 +184,8 @@ class NodeStore:
         """Drop an unpinned leaf, after which its parent may be one; returns the pages freed."""
         parent = node.parent
         assert parent is not None
+        if self.on_evict is not None:
+            self.on_evict(node)
         freed = self._drop(node)
         self.evictable_pages -= freed
         self.epoch += 1

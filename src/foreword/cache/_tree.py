@@ -21,7 +21,7 @@ owns a page). No method may be called while another one runs; the tree has no lo
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from operator import index
 from typing import NamedTuple
@@ -80,6 +80,18 @@ class PrefixTree:
         self._store = NodeStore(num_pages, page_size)
         self._leases: set[Lease] = set()
         self._clock = 0
+
+    @property
+    def on_evict(self) -> Callable[[Node], None] | None:
+        """Called with each node that eviction or `clear` drops, right before it leaves the tree.
+
+        It still has its parent then, so its path can be read. The listener must not change the tree.
+        """
+        return self._store.on_evict
+
+    @on_evict.setter
+    def on_evict(self, listener: Callable[[Node], None] | None) -> None:
+        self._store.on_evict = listener
 
     # What it holds
 

@@ -1,50 +1,126 @@
-"""Who runs next: the protocol every policy follows, and first come, first served.
+"""The protocol that every policy follows, and what it sees.
 
-A policy sees counts, lengths and tenants, never a tensor, so the same object can drive the engine,
-a simulator or a router.
+A policy decides who is admitted next and who shares the cache with whom. It sees token paths, counts
+and tenants, never a tensor and never a cache node, so the same object drives the engine, a batch job,
+a simulator and a router's workers.
+
+Its one active verb is `admit`: the engine opens a `Door` and the policy offers candidates at it, best
+first. The other verbs tell it what happened in between.
 """
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Literal, Protocol
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+Departure = Literal["finished", "cancelled", "failed", "preempted"]
+"""How a running request left: done, taken back by its caller, broken, or put back in line."""
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
     """A waiting request as a policy sees it.
 
-    `arrival` counts up with every request taken; `tokens` is the prompt's length with whatever was
-    already generated before a preemption; `preempted` requests were running and must not be lost.
+    Attributes:
+        id: counts up with every request taken, so a smaller one came earlier.
+        path: the prompt, with whatever was generated before a preemption. Each element stands for
+            `Door.unit` tokens, the last one perhaps for fewer: in the engine elements are tokens,
+            in a simulator they may be blocks. Nobody changes it while the candidate waits.
+        tokens: the path's length in tokens.
+        max_output: tokens the answer may still take.
+        tenant: who pays; "" where nobody is told apart.
+        scope: candidates share prefixes only with those of an equal scope.
+        preempted: it ran before and was put back in line.
     """
 
     id: int
-    arrival: int
+    path: Sequence[int]
     tokens: int
+    max_output: int
     tenant: str = ""
+    scope: Hashable = ""
     preempted: bool = False
 
 
+class Hold(Protocol):
+    """A prefix that stays in the cache until it is released."""
+
+    def release(self) -> None:
+        """Let it go. Mutates the cache; once only."""
+
+
+class Door(Protocol):
+    """Where a policy offers candidates, open for one call of `Policy.admit`."""
+
+    @property
+    def unit(self) -> int:
+        """Tokens that one element of a path stands for."""
+
+    @property
+    def seats(self) -> int:
+        """How many more may be admitted now; 0 means that no offer can succeed."""
+
+    @property
+    def running(self) -> int:
+        """How many run already."""
+
+    @property
+    def capacity(self) -> int:
+        """Tokens that the cache can hold when everything in it may be dropped."""
+
+    @property
+    def available(self) -> int:
+        """Tokens that are free now or can be made free by dropping what nobody uses."""
+
+    def match(self, candidate: Candidate) -> int:
+        """How many leading path elements the cache holds, computed or about to be.
+
+        Mutates nothing; valid until the next offer. Costs O(path).
+        """
+
+    def offer(self, candidate: Candidate, *, spare: int = 0) -> int | None:
+        """Admit a candidate if a seat and memory are there.
+
+        Args:
+            spare: tokens that must stay available on top of what the candidate needs now.
+
+        Returns:
+            Tokens of it that have to be computed (0: all were cached); None if there is no room
+            now, and then nothing has changed. What was admitted is out of the line.
+        """
+
+    def hold(self, candidate: Candidate, elements: int) -> Hold:
+        """Pin the first `elements` of a candidate that was admitted in this call.
+
+        They stay when the candidate leaves, until the hold is released. Costs O(path).
+        """
+
+
 class Policy(Protocol):
-    """Answers with an order; the engine admits from its front while memory and batch allow."""
+    """Decides who is admitted next. One instance serves one engine; none of its verbs may fail."""
 
     @property
     def name(self) -> str: ...
 
-    def order(self, waiting: Sequence[Candidate]) -> Iterable[int]:
-        """Ids of `waiting`, best first.
+    def add(self, candidate: Candidate) -> None:
+        """A candidate came into line: a new one, or one that was preempted."""
 
-        Does not mutate; valid for this step only; empty in, empty out.
+    def remove(self, id: int) -> None:
+        """A waiting candidate was taken back by its caller."""
+
+    def admit(self, door: Door) -> None:
+        """Offer candidates at the door, best first, as long as it makes sense.
+
+        Called when something changed since the last refusal. With nobody in line it does nothing.
         """
 
+    def produced(self, counts: Mapping[int, int]) -> None:
+        """Running requests wrote tokens: how many, by request id."""
 
-class FirstComeFirstServed:
-    """Requests in the order of arrival. Cost O(1): the engine keeps its queue in that order."""
+    def left(self, id: int, how: Departure, uncomputed: int = 0) -> None:
+        """A running request has left.
 
-    name = "fcfs"
-
-    def order(self, waiting: Sequence[Candidate]) -> Iterable[int]:
-        return (candidate.id for candidate in waiting)
+        Args:
+            uncomputed: tokens that `Door.offer` announced as to be computed and that never were.
+        """
