@@ -1,6 +1,6 @@
 """The desk: who waits, who runs, and the memory they hold.
 
-The engine and the simulator use the same one, so what a policy does in the one it does in the other.
+The engine and the simulator use the same one: what a policy does in the one it does in the other.
 """
 
 from __future__ import annotations
@@ -71,6 +71,7 @@ class Desk(Generic[G]):
         self._seated: dict[int, int] = {}  # place in the order of first admissions
         self._next_seat = 0
         self._changed = False  # since the policy was last asked
+        self._holds: set[_Hold[G]] = set()
 
     def add(self, guest: G) -> None:
         """Take a guest into line. Costs what the policy takes for it."""
@@ -89,7 +90,24 @@ class Desk(Generic[G]):
         self._changed = False
         before = len(self.running)
         self.policy.admit(_Door(self))
+        if not self.running:
+            self._insist()
         return self.running[before:]
+
+    def _insist(self) -> None:
+        """Nobody runs and nobody was let in: take what the policy holds, and then its choice."""
+        for hold in tuple(self._holds):
+            hold.release()
+        self._changed = False
+        self.policy.admit(_Door(self))
+        if not self.running:
+            guest = self.waiting[min(self.waiting)]
+            self._seat(guest, 0)
+            self.policy.remove(guest.arrival)
+
+    def announced(self, guest: G) -> int:
+        """Tokens of a running guest that were to be computed when it was admitted."""
+        return self._announced[guest.arrival]
 
     def leave(self, guest: G, how: Departure) -> None:
         """A guest goes, from the line or from its seat; its lease is released.
@@ -137,7 +155,7 @@ class Desk(Generic[G]):
 
     def _unseat(self, guest: G, how: Departure) -> None:
         assert guest.lease is not None
-        announced = self._announced.pop(guest.arrival)
+        announced = self._announced.pop(guest.arrival, 0)  # 0: an interrupt came in between
         uncomputed = 0
         if announced:
             computed = sum(node.computed for node in self.tree.path(guest.lease))
@@ -162,7 +180,7 @@ class Desk(Generic[G]):
         try:
             guest.lease = tree.acquire(guest.namespace, guest.tokens, room=guest.room)
         except OutOfPages:
-            if self.running:
+            if self.running or self._holds:
                 return None
             tree.clear()  # alone, and still no room: fragments of old texts are in the way
             guest.lease = tree.acquire(guest.namespace, guest.tokens, room=guest.room)
@@ -232,12 +250,15 @@ class _Door(Generic[G]):
 
 
 class _Hold(Generic[G]):
-    """A lease of the policy's own."""
+    """A lease of the policy's own; to release it twice, or after the desk did, does nothing."""
 
     def __init__(self, desk: Desk[G], namespace: Namespace, tokens: list[int]) -> None:
         self._desk = desk
         self._lease = desk.tree.acquire(namespace, tokens)
+        desk._holds.add(self)
 
     def release(self) -> None:
-        self._desk.tree.release(self._lease)
-        self._desk._changed = True
+        if not self._lease.closed:
+            self._desk.tree.release(self._lease)
+            self._desk._holds.discard(self)
+            self._desk._changed = True

@@ -85,7 +85,7 @@ class PrefixTree:
     def on_evict(self) -> Callable[[Node], None] | None:
         """Called with each node that eviction or `clear` drops, right before it leaves the tree.
 
-        It still has its parent then, so its path can be read. The listener must not change the tree.
+        It still has its parent then, so its path can be read. The listener may not change the tree.
         """
         return self._store.on_evict
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from foreword._errors import ForewordError
@@ -68,26 +69,40 @@ class AsyncLLM:
         """Statistics since the engine was made."""
         return self._llm.stats
 
-    async def generate(self, prompt: Prompt, params: SamplingParams | None = None) -> Result:
+    async def generate(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        tenant: str = "",
+        salt: str = "",
+    ) -> Result:
         """Answer one prompt.
+
+        `tenant` is whom a fair policy charges; only requests of the same `salt` share prefixes.
 
         Raises:
             PromptError: the prompt is unusable.
         """
-        async for item in self._events(prompt, params):
+        async for item in self._events(prompt, params, tenant, salt):
             if isinstance(item, Result):
                 return item
         raise ForewordError("the engine was closed before the answer was complete")
 
     async def stream(
-        self, prompt: Prompt, params: SamplingParams | None = None
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        tenant: str = "",
+        salt: str = "",
     ) -> AsyncIterator[Chunk]:
-        """Answer one prompt piece by piece, a chunk per token.
+        """Answer one prompt piece by piece, a chunk per token; `tenant` and `salt` as `generate`.
 
         Raises:
             PromptError: the prompt is unusable.
         """
-        async for item in self._events(prompt, params):
+        async for item in self._events(prompt, params, tenant, salt):
             if isinstance(item, Chunk):
                 yield item
 
@@ -99,13 +114,16 @@ class AsyncLLM:
             self._thread.join()
 
     async def _events(
-        self, prompt: Prompt, params: SamplingParams | None
+        self, prompt: Prompt, params: SamplingParams | None, tenant: str, salt: str
     ) -> AsyncIterator[Chunk | Result]:
         if self._closed:
             raise ForewordError("this AsyncLLM is closed")
         caller = _Caller(asyncio.get_running_loop(), asyncio.Queue())
         requests: list[Request] = []
-        self._inbox.put(lambda: self._submit(prompt, params or SamplingParams(), caller, requests))
+        add = partial(
+            self._llm.engine.add, params=params or SamplingParams(), tenant=tenant, salt=salt
+        )
+        self._inbox.put(lambda: self._submit(prompt, add, caller, requests))
         try:
             while True:
                 item = await caller.inbox.get()
@@ -120,11 +138,14 @@ class AsyncLLM:
     # -- on the engine's thread --------------------------------------------------------------------
 
     def _submit(
-        self, prompt: Prompt, params: SamplingParams, caller: _Caller, requests: list[Request]
+        self,
+        prompt: Prompt,
+        add: Callable[[list[int]], Request],
+        caller: _Caller,
+        requests: list[Request],
     ) -> None:
         try:
-            ids = self._llm.encode(prompt)
-            request = self._llm.engine.add(ids, params)
+            request = add(self._llm.encode(prompt))
         except Exception as error:
             caller.send(error)
             return

@@ -9,15 +9,15 @@ out of memory is put back in line with its tokens, what comes out as not-a-numbe
 from __future__ import annotations
 
 import time
-from collections import deque
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
 from foreword._errors import PromptError
+from foreword.admission import Desk
 from foreword.attention import choose
-from foreword.cache import KVPool, Namespace, OutOfPages, PrefixTree
+from foreword.cache import KVPool, Namespace, PrefixTree
 from foreword.engine._batch import Batch, build, select
 from foreword.engine._config import EngineConfig
 from foreword.engine._counters import Clock, Counters
@@ -27,7 +27,7 @@ from foreword.engine._sampler import Sampler
 from foreword.engine._sequence import Request, Sequence
 from foreword.engine._text import TextStream
 from foreword.models import GraphedModel, PackedStep
-from foreword.scheduling import Candidate, FirstComeFirstServed
+from foreword.scheduling import make_policy
 
 if TYPE_CHECKING:
     from foreword.engine._params import SamplingParams
@@ -68,7 +68,8 @@ class Engine:
     Args:
         loaded: the model.
         config: limits and choices.
-        policy: who is admitted first; default first come, first served.
+        policy: who is admitted next: a policy that serves nobody else, or its name as
+            `make_policy` takes it.
 
     Raises:
         BackendError: no attention backend fits the model.
@@ -81,11 +82,11 @@ class Engine:
         loaded: LoadedModel,
         config: EngineConfig | None = None,
         *,
-        policy: Policy | None = None,
+        policy: Policy | str = "fcfs",
     ) -> None:
         self.loaded = loaded
         self.config = config or EngineConfig()
-        self.policy = policy or FirstComeFirstServed()
+        self.policy = make_policy(policy) if isinstance(policy, str) else policy
         shape = loaded.shape
         self.backend = choose(shape.device, shape.dtype, shape.head_dim, self.config.backend)
         self.max_context = min(self.config.max_context or shape.max_context, shape.max_context)
@@ -106,8 +107,7 @@ class Engine:
         self.counters = Counters(self.pool.bytes_per_token, self.config.page_size)
         self.sampler = Sampler(self.config.seed)
         self._namespace = Namespace(model=loaded.name, dtype=str(shape.dtype))
-        self._waiting: deque[Sequence] = deque()
-        self._running: list[Sequence] = []
+        self._desk: Desk[Sequence] = Desk(self.tree, self.policy, self.config.max_batch)
         self._batch: Batch | None = None
         self._next_id = 0
         self._arrivals = 0
@@ -116,26 +116,29 @@ class Engine:
 
     @property
     def has_work(self) -> bool:
-        return bool(self._waiting or self._running)
+        return bool(self._desk.waiting or self._desk.running)
 
     @property
     def running(self) -> int:
-        return len(self._running)
+        return len(self._desk.running)
 
     @property
     def waiting(self) -> int:
-        return len(self._waiting)
+        return len(self._desk.waiting)
 
     @property
     def capacity(self) -> int:
         """Tokens the pool can hold when one sequence has it alone."""
         return (self.tree.num_pages - 1) * self.config.page_size
 
-    def add(self, prompt: list[int], params: SamplingParams, *, salt: str = "") -> Request:
+    def add(
+        self, prompt: list[int], params: SamplingParams, *, salt: str = "", tenant: str = ""
+    ) -> Request:
         """Queue a request; it runs in the following steps.
 
         `prompt` must hold 1 to `max_context - 1` ids of the vocabulary (`encode` sees to that).
-        Answers end where the context ends. Requests share only with requests of the same `salt`.
+        Answers end where the context ends. Requests share only with requests of the same `salt`;
+        `tenant` is who a fair policy charges for it.
 
         Raises:
             PromptError: prompt and answer could not fit in the pool even alone.
@@ -161,10 +164,11 @@ class Engine:
                 sampling=self.sampler.start(params, prompt, index, request.id),
                 stream=TextStream(self._decode, params.stop) if has_text else None,
                 arrival=self._arrivals,
+                tenant=tenant,
             )
             self._arrivals += 1
             request.sequences.append(sequence)
-            self._waiting.append(sequence)
+            self._desk.add(sequence)
         self.counters.took(request)
         return request
 
@@ -176,13 +180,13 @@ class Engine:
         for sequence in request.sequences:
             if sequence.finish_reason is None:
                 self._end(sequence, "abort", None, None)
-            self._release(sequence)  # also of one that an interrupt caught between end and release
-        self._waiting = deque(s for s in self._waiting if s.finish_reason is None)
-        self._running = [s for s in self._running if s.finish_reason is None]
+            self._desk.leave(sequence, "cancelled")
 
     def abort_all(self) -> list[Request]:
         """End every request there is; returns them."""
-        requests = {s.request.id: s.request for s in (*self._running, *self._waiting)}
+        requests = {
+            s.request.id: s.request for s in (*self._desk.running, *self._desk.waiting.values())
+        }
         for request in requests.values():
             self.abort(request)
         return list(requests.values())
@@ -239,42 +243,10 @@ class Engine:
         return events
 
     def _admit(self) -> None:
-        """Move waiting sequences to the running ones while the batch and the memory have room."""
-        if not self._waiting or len(self._running) >= self.config.max_batch:
-            return
-        by_id = {s.arrival: s for s in self._waiting}
-        admitted: set[int] = set()
-        order = self.policy.order([_candidate(s) for s in self._waiting])
-        for arrival in order:
-            if len(self._running) >= self.config.max_batch:
-                break
-            sequence = by_id[arrival]
-            if not self._start(sequence):
-                break
-            admitted.add(arrival)
-        if admitted:
-            self._waiting = deque(s for s in self._waiting if s.arrival not in admitted)
-
-    def _start(self, sequence: Sequence) -> bool:
-        """Lease a waiting sequence's tokens; False if that must wait for memory."""
-        tree = self.tree
-        match = tree.match(sequence.namespace, sequence.tokens)
-        # Leave every runner a page to grow into, or somebody would be preempted at once.
-        reserve = 1 + len(self._running)
-        if self._running and match.needed_pages + reserve > match.available_pages:
-            return False
-        room = sequence.max_length - sequence.length
-        try:
-            sequence.lease = tree.acquire(sequence.namespace, sequence.tokens, room=room)
-        except OutOfPages:
-            if self._running:
-                return False
-            tree.clear()  # alone, and still no room: fragments of old texts are in the way
-            sequence.lease = tree.acquire(sequence.namespace, sequence.tokens, room=room)
-        if sequence.request.cached_tokens is None:
-            sequence.request.cached_tokens = match.length
-        self._running.append(sequence)
-        return True
+        """Let the policy move waiting sequences to the running ones."""
+        for sequence in self._desk.admit():
+            if sequence.request.cached_tokens is None:
+                sequence.request.cached_tokens = sequence.length - self._desk.announced(sequence)
 
     def _next_batch(self) -> Batch | None:
         """The batch of this step: the last one moved on if it still fits, else a new one."""
@@ -283,11 +255,11 @@ class Engine:
             batch is not None
             and batch.uniform
             and batch.epoch == self.tree.epoch
-            and len(batch.ready) == len(self._running)
+            and len(batch.ready) == self.running
         ):
             batch.advance([sequence.tokens[-1] for sequence in batch.ready])
             return batch
-        by_phase = sorted(self._running, key=lambda s: not s.decoding)
+        by_phase = sorted(self._desk.running, key=lambda s: not s.decoding)
         selection = select(self.tree, by_phase, self.config.max_step_tokens)
         self.counters.computed_prompt_tokens += selection.computed_prompt_tokens
         self.counters.plans += 1
@@ -327,13 +299,14 @@ class Engine:
                 request.error = "the model's logits are not numbers (NaN or infinite)"
                 events.append(self._end(sequence, "error", None, None))
         clock.lap("text")
+        self._desk.produced({s.arrival: 1 for s in batch.ready if s.finish_reason != "error"})
         for sequence in batch.ready:  # first those that give memory back, then those that need some
             if sequence.finish_reason is not None:
-                self._release(sequence)
+                failed = sequence.finish_reason == "error"
+                self._desk.leave(sequence, "failed" if failed else "finished")
         for sequence in batch.ready:
-            if sequence.finish_reason is None:
+            if sequence.finish_reason is None and sequence.lease is not None:
                 self._grow(sequence)
-        self._running = [s for s in self._running if s.lease is not None]
         clock.lap("planning")
         return events
 
@@ -381,47 +354,13 @@ class Engine:
 
     # -- memory ---------------------------------------------------------------------------------
 
-    def _release(self, sequence: Sequence) -> None:
-        if sequence.lease is not None:
-            self.tree.release(sequence.lease)
-            sequence.lease = None
-
     def _grow(self, sequence: Sequence) -> None:
-        """Give a sequence's new token a slot, preempting the youngest (itself at last) for it."""
-        while sequence.lease is not None:
-            try:
-                self.tree.extend(sequence.lease, sequence.tokens[-1:])
-            except OutOfPages:
-                self._preempt(self._youngest())
-            else:
-                return
-
-    def _youngest(self) -> Sequence:
-        return max((s for s in self._running if s.lease is not None), key=lambda s: s.arrival)
-
-    def _preempt(self, sequence: Sequence) -> None:
-        """Put a running sequence back in line with all its tokens.
-
-        Its computed pages stay as cache.
-        """
-        alone = sum(s.lease is not None for s in self._running) == 1
-        self._release(sequence)
-        sequence.decoding = False
-        self.counters.preemptions += 1
-        self._waiting.appendleft(sequence)
-        if alone:  # it fits, but not among the fragments of texts that are done
-            self.tree.clear()
+        """Give a sequence's new token a slot; somebody goes back in line if there is none."""
+        for preempted in self._desk.grow(sequence, sequence.tokens[-1:]):
+            preempted.decoding = False
+            self.counters.preemptions += 1
 
     def _held(self) -> tuple[int, int]:
         """Pages that running sequences pin, and tokens that they would hold unshared."""
         held = self.tree.used_pages - self.tree.evictable_pages
-        return held, sum(sequence.length for sequence in self._running)
-
-
-def _candidate(sequence: Sequence) -> Candidate:
-    return Candidate(
-        id=sequence.arrival,
-        arrival=sequence.arrival,
-        tokens=sequence.length,
-        preempted=sequence.generated > 0,
-    )
+        return held, sum(sequence.length for sequence in self._desk.running)

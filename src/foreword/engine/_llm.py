@@ -44,7 +44,8 @@ class LLM:
     Args:
         model: `"nano"`, a directory, a hub id, or a `LoadedModel`.
         dtype, device, decoder: as `load_model`; a `LoadedModel` has its own already.
-        policy: admission order, default first come, first served.
+        policy: who is admitted next: a name (`"lpm"`, `"dlpm:quantum=4000"`, ...) or a policy of
+            this engine's own; default first come, first served.
         config: fields of `EngineConfig` (`kv_memory`, `max_batch`, `share`, ...).
 
     Raises:
@@ -59,7 +60,7 @@ class LLM:
         dtype: str = "auto",
         device: str = "auto",
         decoder: Decoder = "auto",
-        policy: Policy | None = None,
+        policy: Policy | str = "fcfs",
         **config: Any,
     ) -> None:
         settings = _settings(config)
@@ -81,6 +82,7 @@ class LLM:
         prompts: Prompt | Sequence[Prompt],
         params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
+        tenants: Sequence[str] | None = None,
         on_progress: Callable[[Progress], None] | None = None,
     ) -> list[Result]:
         """Answer one or many prompts; results come back in the order of the prompts.
@@ -88,16 +90,24 @@ class LLM:
         Args:
             prompts: a text, a list of token ids, or a list of either.
             params: one for all, or one per prompt; default greedy, 16 tokens.
+            tenants: whom a fair policy charges, one per prompt; default all the same.
             on_progress: called after each step.
 
         Raises:
             PromptError: a prompt is unusable; it is named, and nothing has run.
+            ParameterError: not as many `params` or `tenants` as prompts.
             Interrupted: Ctrl-C; carries what there is.
         """
         many = _pair(as_many(prompts), params)
+        if tenants is not None and len(tenants) != len(many):
+            raise ParameterError(f"{len(many)} prompts but {len(tenants)} tenants")
         ids = [self.encode(prompt, f"prompt {i}") for i, (prompt, _) in enumerate(many)]
         self.engine.reset()
-        requests = [self._add(i, p, many[i][1]) for i, p in enumerate(ids)]
+        payers = tenants or [""] * len(many)
+        requests = [
+            self._add(i, p, one, tenant)
+            for i, (p, (_, one), tenant) in enumerate(zip(ids, many, payers, strict=True))
+        ]
         try:
             for _ in self._run(requests, on_progress):
                 pass
@@ -173,9 +183,9 @@ class LLM:
         """Drop the cache. The model's memory goes with the last reference to this object."""
         self.engine.tree.clear()
 
-    def _add(self, index: int, ids: list[int], params: SamplingParams) -> Request:
+    def _add(self, index: int, ids: list[int], params: SamplingParams, tenant: str = "") -> Request:
         try:
-            return self.engine.add(ids, params)
+            return self.engine.add(ids, params, tenant=tenant)
         except PromptError as error:
             raise PromptError(f"prompt {index}: {error}") from None
 

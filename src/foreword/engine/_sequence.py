@@ -33,7 +33,9 @@ class Sequence:
     sampling: SequenceSampling
     stream: TextStream | None
     arrival: int
+    tenant: str = ""
     lease: Lease | None = None
+    started: bool = False
     decoding: bool = False
     finish_reason: FinishReason | None = None
     stop: str | int | None = None
@@ -49,6 +51,19 @@ class Sequence:
     @property
     def generated(self) -> int:
         return len(self.tokens) - self.prompt_length
+
+    @property
+    def prompt_units(self) -> int:
+        return self.prompt_length
+
+    @property
+    def room(self) -> int:
+        """Tokens that may still follow."""
+        return self.max_length - len(self.tokens)
+
+    @property
+    def max_output(self) -> int:
+        return self.room
 
     @property
     def node(self) -> Node:

@@ -1,11 +1,11 @@
 """The protocol that every policy follows, and what it sees.
 
-A policy decides who is admitted next and who shares the cache with whom. It sees token paths, counts
-and tenants, never a tensor and never a cache node, so the same object drives the engine, a batch job,
-a simulator and a router's workers.
+A policy decides who is admitted next, and so who shares the cache with whom. It sees token paths,
+counts and tenants, never a tensor and never a cache node, so the same object drives the engine, a
+batch job and a simulator.
 
-Its one active verb is `admit`: the engine opens a `Door` and the policy offers candidates at it, best
-first. The other verbs tell it what happened in between.
+Its one active verb is `admit`: the engine opens a `Door` and the policy offers candidates at it,
+best first. The other verbs tell it what happened in between.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Hold(Protocol):
     """A prefix that stays in the cache until it is released."""
 
     def release(self) -> None:
-        """Let it go. Mutates the cache; once only."""
+        """Let it go. Mutates the cache; the second time does nothing."""
 
 
 class Door(Protocol):
@@ -93,7 +93,8 @@ class Door(Protocol):
     def hold(self, candidate: Candidate, elements: int) -> Hold:
         """Pin the first `elements` of a candidate that was admitted in this call.
 
-        They stay when the candidate leaves, until the hold is released. Costs O(path).
+        They stay when the candidate leaves, until the hold is released: by the policy, or by the
+        engine when nobody could be admitted otherwise. Costs O(path).
         """
 
 
@@ -112,7 +113,8 @@ class Policy(Protocol):
     def admit(self, door: Door) -> None:
         """Offer candidates at the door, best first, as long as it makes sense.
 
-        Called when something changed since the last refusal. With nobody in line it does nothing.
+        Called when somebody came or left since the last call, a seat is free and somebody waits.
+        When nobody runs and it admits nobody, its holds are taken back and it is asked again.
         """
 
     def produced(self, counts: Mapping[int, int]) -> None:
