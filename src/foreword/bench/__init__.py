@@ -6,6 +6,7 @@ loads no torch.
 """
 
 from foreword.bench._drawing import write_plots
+from foreword.bench._machine import conditions
 from foreword.bench._plot import PlotError
 from foreword.bench._report import (
     ReportError,
@@ -48,6 +49,7 @@ __all__ = [
     "SweepPoint",
     "attention_settings",
     "check_readme",
+    "conditions",
     "default_name",
     "load_result",
     "readme_block",

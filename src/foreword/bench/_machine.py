@@ -83,6 +83,11 @@ def now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
+def conditions() -> dict[str, Any]:
+    """What a result is worth nothing without: machine, versions, source, and the date."""
+    return {"machine": machine(), "versions": versions(), "source": source(), "date": now()}
+
+
 class Quietness:
     """How much the machine was disturbed between making this object and `read`."""
 
