@@ -73,6 +73,7 @@ def test_pieces_as_json() -> None:
         "elapsed": 2.0,
         "tokens_per_second": 10.0,
         "eta_seconds": 6.0,
+        "fraction": None,
     }
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from foreword._errors import PromptError
 from foreword.engine import Output, PrefixStats, Progress, Result
+from foreword.scheduling import FirstComeFirstServed
 from foreword.serving import (
     BatchDefaults,
     BatchFileError,
@@ -27,13 +28,14 @@ class FakeEngine:
 
     def __init__(self):
         self.config = SimpleNamespace(max_batch=2)
+        self.policy = FirstComeFirstServed()
         self.requests = []
         self.most = self.steps = self.added = 0
 
     def reset(self):
         self.steps = 0
 
-    def add(self, ids, params):
+    def add(self, ids, params, tenant=""):
         if ids == [ord("!")]:
             raise PromptError("no room for it")
         request = SimpleNamespace(id=self.added, left=len(ids), prompt=ids, finished=False)
@@ -73,7 +75,7 @@ class FakeEngine:
     def abort_all(self):
         self.requests.clear()
 
-    def progress(self, done, total, seconds):
+    def progress(self, done, total, seconds, fraction=None):
         return Progress(done, total, 0, 0, self.running, self.waiting, seconds, 0.0, None)
 
     def stats(self):

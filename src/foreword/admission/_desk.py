@@ -105,6 +105,10 @@ class Desk(Generic[G]):
             self._seat(guest, 0)
             self.policy.remove(guest.arrival)
 
+    def candidates(self) -> list[Candidate]:
+        """Who waits, as the policy sees it, in order of arrival. O(waiting)."""
+        return [self._candidate(guest) for _, guest in sorted(self.waiting.items())]
+
     def announced(self, guest: G) -> int:
         """Tokens of a running guest that were to be computed when it was admitted."""
         return self._announced[guest.arrival]

@@ -17,6 +17,7 @@ from foreword.cli._load import load_llm
 from foreword.cli._progress import ProgressDisplay
 
 if TYPE_CHECKING:
+    from foreword.scheduling import PlanReport
     from foreword.serving import ResultFile
 
 
@@ -39,6 +40,7 @@ def batch(
         typer.Option(help="Where a line does not say. [default: 1 for OpenAI lines, 0 for bare]"),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of lines that bring no seed.")] = 0,
+    policy: options.PolicyOption = "fcfs",
     kv_memory: options.KvMemoryOption = None,
     max_batch: options.MaxBatchOption = 256,
     no_share: options.NoShareOption = False,
@@ -59,6 +61,10 @@ def batch(
     /v1/chat/completions) or bare ones ({"prompt": ..., "id": ..., and sampling fields}). OUT gets
     OpenAI's output lines in the order in which requests finish; a line that cannot be run gets an
     error record. The model a line names is not looked at: --model answers all.
+
+    All requests are read and planned before the first one runs, so that those that share a prefix
+    run together: --policy says how. With --policy fcfs lines run in their order as they are read,
+    and a file of any length fits in memory. A line's "user" is who fair policies charge for it.
 
     Interrupted or killed, the same command goes on where it stopped. OUT.meta.json says what OUT
     belongs to; OUT is refused for another input, model or setting, unless --overwrite.
@@ -90,6 +96,7 @@ def batch(
                 dtype=dtype,
                 device=device,
                 threads=threads,
+                policy=policy,
                 kv_memory=kv_memory,
                 max_batch=max_batch,
                 share=not no_share,
@@ -138,7 +145,15 @@ def _run(
         given = {name: value for name, value in defaults.items() if value is not None}
         SamplingParams(**given)  # wrong defaults are everybody's error, not every line's
         llm = load_llm(display, model, **settings)
-        display.phase("answering")
+
+        def on_plan(plan: PlanReport) -> None:
+            display.stop()
+            for line in plan.lines():
+                note(line, quiet=quiet)
+            display.phase("answering")
+
+        looks_ahead = getattr(llm.engine.policy, "looks_ahead", True)
+        display.phase("reading all requests" if looks_ahead else "answering")
         with _stop_on_interrupt() as stopped:
             report = run_batch(
                 llm,
@@ -147,6 +162,7 @@ def _run(
                 total=total,
                 model=model,
                 defaults=BatchDefaults(**defaults),
+                on_plan=on_plan,
                 on_progress=display.update,
                 should_stop=lambda: bool(stopped),
             )
@@ -168,6 +184,7 @@ def _nothing_done(results: ResultFile) -> dict[str, Any]:
         "tokens_per_second": 0.0,
         "time_to_first_token": None,
         "backend": None,
+        "plan": None,
         "failed": len(results.failed),
         "skipped": len(results.finished),
         "interrupted": False,

@@ -48,6 +48,7 @@ def load_llm(
     device: str,
     threads: int | None,
     decoder: str = "auto",
+    policy: str = "fcfs",
     **settings: Any,
 ) -> LLM:
     """Load a model and put an engine around it.
@@ -57,9 +58,11 @@ def load_llm(
     """
     display.phase(f"loading {model}")
     from foreword.engine import LLM, EngineConfig
+    from foreword.scheduling import make_policy
 
     settings.setdefault("max_step_tokens", max(2048, settings.get("max_batch", 0)))
     settings.setdefault("debug", _console.debug)
     EngineConfig(**settings)  # a wrong setting is said before the model is read
+    make_policy(policy)
     loaded = load(display, model, dtype=dtype, device=device, threads=threads, decoder=decoder)
-    return LLM(loaded, **settings)
+    return LLM(loaded, policy=policy, **settings)

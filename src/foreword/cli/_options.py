@@ -57,6 +57,14 @@ MaxContextOption: TypeAlias = Annotated[
     int | None, typer.Option(help="Longest text in tokens. [default: the model's]")
 ]
 
+PolicyOption: TypeAlias = Annotated[
+    str,
+    typer.Option(
+        help="Who runs next, with settings behind a colon: fcfs, lpm, dfs, vtc, dlpm:quantum=4000, "
+        "batchllm, blendserve."
+    ),
+]
+
 # answers
 
 MaxTokensOption: TypeAlias = Annotated[int, typer.Option(help="Most tokens per answer.")]

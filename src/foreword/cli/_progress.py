@@ -33,7 +33,7 @@ class ProgressDisplay:
         self._label = ""
         self._prompt_tokens = 0
         self._printed = time.monotonic()
-        self._first: tuple[int, float] | None = None
+        self._first: tuple[float, float] | None = None
 
     def __enter__(self) -> ProgressDisplay:
         return self
@@ -67,7 +67,7 @@ class ProgressDisplay:
         if self._quiet:
             return
         if self._first is None:  # a resumed batch starts with lines that took no time
-            self._first = (progress.done, progress.elapsed)
+            self._first = (_share(progress), progress.elapsed)
         prefill = progress.computed_prompt_tokens > self._prompt_tokens
         self._prompt_tokens = progress.computed_prompt_tokens
         if self._terminal:
@@ -125,9 +125,17 @@ class ProgressDisplay:
         # Requests of one kind finish together: before a batch has turned over, nothing is known.
         if self._first is None or progress.done < progress.running:
             return None
-        done = progress.done - self._first[0]
+        share = _share(progress)
+        done = share - self._first[0]
         seconds = progress.elapsed - self._first[1]
-        return seconds * (progress.total - progress.done) / done if done > 0 else None
+        return seconds * (1 - share) / done if done > 0 else None
+
+
+def _share(progress: Progress) -> float:
+    """How much is done, from 0 to 1: of the work where it was planned, else of the requests."""
+    if progress.fraction is not None:
+        return progress.fraction
+    return progress.done / progress.total if progress.total else 0.0
 
 
 def clock(seconds: float) -> str:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from foreword.engine._sampler import RowLogprob
     from foreword.engine._stats import PrefixStats
     from foreword.models import LeanModel, LoadedModel, PackedModel
-    from foreword.scheduling import Policy
+    from foreword.scheduling import Candidate, Policy
 
 
 class Event(NamedTuple):
@@ -126,6 +126,10 @@ class Engine:
     def waiting(self) -> int:
         return len(self._desk.waiting)
 
+    def in_line(self) -> list[Candidate]:
+        """The waiting sequences as policies see them, in order of arrival. O(waiting)."""
+        return self._desk.candidates()
+
     @property
     def capacity(self) -> int:
         """Tokens the pool can hold when one sequence has it alone."""
@@ -199,9 +203,16 @@ class Engine:
         """Statistics since the last `reset`."""
         return self.counters.stats(self.backend.name, self.loaded.packed.kind)
 
-    def progress(self, done: int, total: int, seconds: float) -> Progress:
-        """How far `total` requests are, `seconds` after they were handed over."""
+    def progress(
+        self, done: int, total: int, seconds: float, fraction: float | None = None
+    ) -> Progress:
+        """How far `total` requests are, `seconds` after they were handed over.
+
+        `fraction` is the share of the work that is done, for those who know better than by
+        counting requests.
+        """
         counters = self.counters
+        share = done / total if fraction is None and total else fraction
         return Progress(
             done=done,
             total=total,
@@ -211,7 +222,8 @@ class Engine:
             waiting=self.waiting,
             elapsed=seconds,
             tokens_per_second=counters.generated_tokens / seconds if seconds else 0.0,
-            eta_seconds=seconds * (total - done) / done if done else None,
+            eta_seconds=seconds * (1 - share) / share if share else None,
+            fraction=fraction,
         )
 
     def _decode(self, ids: list[int]) -> str:

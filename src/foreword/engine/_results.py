@@ -163,6 +163,7 @@ class Progress:
         elapsed: seconds since the call began.
         tokens_per_second: `generated_tokens / elapsed`, 0 before any time has passed.
         eta_seconds: seconds still to go, by the pace so far; None while there is none to go by.
+        fraction: share of the work that is done, where somebody planned it all; else None.
     """
 
     done: int
@@ -174,6 +175,7 @@ class Progress:
     elapsed: float
     tokens_per_second: float
     eta_seconds: float | None = None
+    fraction: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The state as JSON-ready values."""

@@ -13,6 +13,7 @@ class FirstComeFirstServed(LinePolicy):
     """
 
     name = "fcfs"
+    looks_ahead = False
 
     def _enter(self, candidate: Candidate) -> None:
         pass  # ids count up, so the line is in order by itself

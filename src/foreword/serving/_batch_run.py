@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,8 @@ from foreword.serving._errors import LineError
 from foreword.serving._records import answer_record, chat_body, completion_body, error_record
 
 if TYPE_CHECKING:
-    from foreword.engine import LLM, PrefixStats, Progress, Request, SamplingParams
+    from foreword.engine import LLM, Engine, PrefixStats, Progress, Request, SamplingParams
+    from foreword.scheduling import Candidate, PlanReport
     from foreword.serving._result_file import ResultFile
 
 
@@ -46,6 +48,7 @@ class BatchReport:
         skipped: lines that an earlier run had finished.
         interrupted: whether it was asked to stop before the end.
         stats: the engine's numbers for this run.
+        plan: what was planned; None if the policy does not look ahead, or nothing was to be run.
     """
 
     requests: int
@@ -53,6 +56,7 @@ class BatchReport:
     skipped: int
     interrupted: bool
     stats: PrefixStats
+    plan: PlanReport | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The engine's numbers and the file's, as JSON-ready values."""
@@ -62,6 +66,7 @@ class BatchReport:
             "failed": self.failed,
             "skipped": self.skipped,
             "interrupted": self.interrupted,
+            "plan": None if self.plan is None else self.plan.to_dict(),
         }
 
 
@@ -73,19 +78,22 @@ def run_batch(
     total: int,
     model: str,
     defaults: BatchDefaults | None = None,
+    on_plan: Callable[[PlanReport], None] | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> BatchReport:
     """Answer every line that has no record in `out` yet.
 
-    Takes new lines as old ones finish, so that the engine's batch stays full and a file of any
-    length fits in memory. Whatever happens, records that were written stay written.
+    A policy that looks ahead gets all lines at once, eight bytes a prompt token; otherwise new
+    lines are taken as old ones finish, and a file of any length fits in memory. Whatever happens,
+    records that were written stay written.
 
     Args:
         llm: nobody else may use it meanwhile; its statistics start anew.
         lines: what `read_lines` yields.
         total: how many lines there are, for the progress.
         model: the name that answers carry.
+        on_plan: called once before the first step, if the policy looks ahead.
         on_progress: called after each step.
         should_stop: asked after each step; a yes ends the run with what is done.
 
@@ -96,8 +104,12 @@ def run_batch(
     started = time.perf_counter()
     engine = llm.engine
     engine.reset()
-    limit = 2 * engine.config.max_batch  # enough in line that no seat stays empty for a step
+    ahead = getattr(engine.policy, "looks_ahead", True)
+    # Everything, or enough in line that no seat stays empty for a step.
+    limit = math.inf if ahead else 2 * engine.config.max_batch
     skipped = len(out.finished)
+    plan: PlanReport | None = None
+    work: _Work | None = None
     interrupted = exhausted = False
     try:
         while True:
@@ -108,12 +120,22 @@ def run_batch(
                     run.take(line)
             if not engine.has_work:
                 break
+            if ahead and work is None:
+                from foreword.scheduling import report_plan
+
+                plan = report_plan(engine.in_line(), capacity=engine.capacity)
+                work = _Work(plan.computed_tokens, engine.in_line())
+                if on_plan is not None:
+                    on_plan(plan)
             for event in engine.step():
                 if event.sequence.finish_reason is not None and event.request.finished:
-                    run.finish(event.request)
+                    first = run.finish(event.request)
+                    if first and work is not None:
+                        work.finished(event.request)
             if on_progress is not None:
                 seconds = time.perf_counter() - started
-                on_progress(engine.progress(len(out.finished), total, seconds))
+                fraction = None if work is None else work.fraction(engine)
+                on_progress(engine.progress(len(out.finished), total, seconds, fraction))
             if should_stop():
                 interrupted = len(out.finished) < total
                 break
@@ -121,7 +143,39 @@ def run_batch(
         engine.abort_all()
     out.sync()
     requests = len(out.finished) - skipped
-    return BatchReport(requests, len(out.failed), skipped, interrupted, engine.stats())
+    return BatchReport(requests, len(out.failed), skipped, interrupted, engine.stats(), plan)
+
+
+class _Work:
+    """How much of a planned batch is done: prompt tokens computed and answer tokens written.
+
+    What is left to write is guessed from the answers that are finished, and from their limits
+    until there are some.
+    """
+
+    def __init__(self, prompt_tokens: int, candidates: Sequence[Candidate]) -> None:
+        self._prompt_tokens = prompt_tokens
+        self._limit = sum(candidate.max_output for candidate in candidates)
+        self._open = len(candidates)
+        self._answers = 0
+        self._written = 0
+
+    def finished(self, request: Request) -> None:
+        """A request ended; its answers say how long others may become."""
+        for sequence in request.sequences:
+            self._open -= 1
+            self._answers += 1
+            self._written += sequence.generated
+            self._limit -= sequence.generated + sequence.room
+
+    def fraction(self, engine: Engine) -> float:
+        """From 0 to 1."""
+        counters = engine.counters
+        mean = self._written / self._answers if self._answers else 0.0
+        left = mean * self._open if self._answers else float(self._limit)
+        total = self._prompt_tokens + max(counters.generated_tokens, self._written + left)
+        done = min(counters.computed_prompt_tokens, self._prompt_tokens)
+        return min(1.0, (done + counters.generated_tokens) / max(1.0, total))
 
 
 class _Run:
@@ -133,6 +187,7 @@ class _Run:
         self.model = model
         self.defaults = defaults
         self.running: dict[int, BatchLine] = {}
+        self._ids: dict[int, int] = {}
 
     def take(self, line: BatchLine | LineError) -> None:
         """Hand a line to the engine, or write the record that says why not."""
@@ -148,24 +203,33 @@ class _Run:
                 prompt = render_chat(self.llm.tokenizer, prompt)  # type: ignore[arg-type]
             params = line_params(line, self.defaults)
             ids = self.llm.encode(prompt)
-            request = self.llm.engine.add(ids, params)
+            tenant = line.body.get("user")
+            request = self.llm.engine.add(
+                self._interned(ids), params, tenant=tenant if isinstance(tenant, str) else ""
+            )
         except ForewordError as error:
             self._refuse(line, _code(error), str(error))
             return
         self.running[request.id] = line
 
-    def finish(self, request: Request) -> None:
-        """Write the record of a request that has ended."""
+    def _interned(self, ids: list[int]) -> list[int]:
+        """The same ids, as objects that all lines share: whole files may wait in memory."""
+        known = self._ids
+        return [known.setdefault(token, token) for token in ids]
+
+    def finish(self, request: Request) -> bool:
+        """Write the record of a request that has ended; False if that was done already."""
         line = self.running.pop(request.id, None)
-        if line is None:  # one of its answers ended in the same step and it is written
-            return
+        if line is None:  # one of its answers ended in the same step
+            return False
         result = request.result(line.number)
         if result.error is not None:
             self._refuse(line, "engine_error", result.error)
-            return
+            return True
         make = chat_body if line.kind == "chat" else completion_body
         body = make(result, id=str(line.number), model=self.model, created=int(time.time()))
         self.out.write(answer_record(line.number, line.custom_id, body))
+        return True
 
     def _refuse(self, line: BatchLine, code: str, message: str) -> None:
         text = f"line {line.number}: {message}"
