@@ -290,3 +290,15 @@ def test_cached_tokens_are_those_already_there(llm):
     head = _text(random.Random(4), 30)
     results = llm.generate([[*head, 1], [*head, 2], [*head, 2]], SamplingParams(max_tokens=1))
     assert [result.cached_tokens for result in results] == [0, 30, 31]
+
+
+def test_the_load_of_a_step_is_what_its_work_list_says(llm):
+    engine = llm.engine
+    assert engine.last_load is None
+    engine.add([1, 2, 3, 4], SamplingParams(max_tokens=3))
+    engine.add([1, 2, 3, 5], SamplingParams(max_tokens=3))
+    engine.step()
+    # Three shared tokens and two own ones; a token sees itself and all before it.
+    assert engine.last_load == (5, 1 + 2 + 3 + 4 + 4, 3 + 1 + 1)
+    engine.step()
+    assert engine.last_load == (2, 5 + 5, 3 + 2 + 2)

@@ -7,6 +7,7 @@ loads no torch.
 
 from foreword.bench._drawing import write_plots
 from foreword.bench._machine import conditions
+from foreword.bench._models import write_random_llama
 from foreword.bench._plot import PlotError
 from foreword.bench._report import (
     ReportError,
@@ -59,5 +60,6 @@ __all__ = [
     "settings_for",
     "tables",
     "write_plots",
+    "write_random_llama",
     "write_readme",
 ]

@@ -2,7 +2,7 @@
 
 from foreword.engine._async import AsyncLLM
 from foreword.engine._config import EngineConfig
-from foreword.engine._engine import Engine, Event
+from foreword.engine._engine import Engine, Event, StepLoad
 from foreword.engine._llm import LLM, Interrupted
 from foreword.engine._memory import parse_bytes
 from foreword.engine._params import SamplingParams, from_openai
@@ -24,6 +24,7 @@ __all__ = [
     "Request",
     "Result",
     "SamplingParams",
+    "StepLoad",
     "TokenLogprob",
     "from_openai",
     "parse_bytes",

@@ -60,6 +60,20 @@ class Event(NamedTuple):
         )
 
 
+class StepLoad(NamedTuple):
+    """What one step had to do, in the units of a cost model.
+
+    Attributes:
+        rows: tokens run through the model.
+        pairs: (row, key) pairs its attention weighed, in one layer.
+        kv_tokens: tokens whose keys and values it read, a shared run once.
+    """
+
+    rows: int
+    pairs: int
+    kv_tokens: int
+
+
 class Engine:
     """Continuous batching over one model, one prefix tree and one pool.
 
@@ -129,6 +143,17 @@ class Engine:
     def in_line(self) -> list[Candidate]:
         """The waiting sequences as policies see them, in order of arrival. O(waiting)."""
         return self._desk.candidates()
+
+    @property
+    def last_load(self) -> StepLoad | None:
+        """The load of the last step; None before the first, or if it had nothing to compute.
+
+        O(items) when read, nothing when not. Valid until the next step.
+        """
+        batch = self._batch
+        if batch is None:
+            return None
+        return StepLoad(batch.rows, batch.work.keys_seen, batch.work.keys_read)
 
     @property
     def capacity(self) -> int:
