@@ -295,10 +295,11 @@ def test_cached_tokens_are_those_already_there(llm):
 def test_the_load_of_a_step_is_what_its_work_list_says(llm):
     engine = llm.engine
     assert engine.last_load is None
-    engine.add([1, 2, 3, 4], SamplingParams(max_tokens=3))
-    engine.add([1, 2, 3, 5], SamplingParams(max_tokens=3))
+    head = _text(random.Random(0), 400)  # long enough that no copy of it is read per request
+    for last in (1, 2):
+        engine.add([*head, last], SamplingParams(max_tokens=3))
     engine.step()
-    # Three shared tokens and two own ones; a token sees itself and all before it.
-    assert engine.last_load == (5, 1 + 2 + 3 + 4 + 4, 3 + 1 + 1)
+    # A token sees itself and all before it. The head is read by its own rows and by both others.
+    assert engine.last_load == (402, 400 * 401 // 2 + 2 * 401, 2 * 400 + 2)
     engine.step()
-    assert engine.last_load == (2, 5 + 5, 3 + 2 + 2)
+    assert engine.last_load == (2, 2 * 402, 400 + 2 + 2)
