@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+from foreword.scheduling._batchllm import BatchLLM
 from foreword.scheduling._fcfs import FirstComeFirstServed
 from foreword.scheduling._line import LinePolicy
 from foreword.scheduling._policy import Policy
 from foreword.scheduling._settings import make_named
 
-POLICIES: dict[str, type[LinePolicy]] = {policy.name: policy for policy in (FirstComeFirstServed,)}
+POLICIES: dict[str, type[LinePolicy]] = {
+    policy.name: policy for policy in (FirstComeFirstServed, BatchLLM)
+}
 
 
 def policy_names() -> tuple[str, ...]:
