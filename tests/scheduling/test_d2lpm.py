@@ -46,12 +46,18 @@ class TestByHand:
         assert router.credit("i") == {"x": -1, "y": 0, "z": 10}
         assert router.route(candidate(2, [1, 2])) == "z"
 
+    def test_without_credit_at_the_longest_match_a_shorter_match_counts_for_nothing(self) -> None:
+        router = with_queues(quantum=10)
+        router.dispatched("y", candidate(0, [1, 2, 3], tokens=10))
+        assert router.route(candidate(1, [1, 2, 3])) == "z"  # not x, which holds two of three
+
     def test_dispatch_charges_the_full_prompt_and_finish_the_output(self) -> None:
         router = d2lpm(quantum=100, extend_weight=3, output_weight=2)
         first = candidate(0, [1, 2], tokens=10)
         assert router.route(first) == "x"
         router.dispatched("x", first)
         assert router.credit("i") == {"x": 70, "y": 100, "z": 100}
+        router.dispatched("x", first)  # told twice
         router.finished("x", 0, 20)
         assert router.credit("i") == {"x": 30, "y": 100, "z": 100}
         router.finished("x", 0, 20)  # told twice
