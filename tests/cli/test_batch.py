@@ -84,10 +84,71 @@ def test_thirty_lines_with_every_kind_of_bad_one(run, tmp_path, tiny_model_dir):
     assert [records[n]["custom_id"] for n in (1, 2, 3, 28, 29, 30)] == [*"abcd", None, "17"]
 
 
+def test_a_batch_is_planned_before_it_runs(run, tmp_path, tiny_model_dir):
+    heads = [" ".join([word] * 12) for word in ("once", "upon", "time")]
+    asked = [f"{heads[i % 3]} {chr(97 + i)}" for i in range(12)]  # neighbours have nothing in common
+    source = write_lines(tmp_path / "in.jsonl", *({"prompt": text} for text in asked))
+    lines = {}
+    for policy in ("batchllm", "fcfs"):
+        out = tmp_path / f"{policy}.jsonl"
+        ran = run(
+            "batch",
+            source,
+            "--model",
+            tiny_model_dir,
+            "--out",
+            out,
+            "--json",
+            "--policy",
+            policy,
+            "--max-batch",
+            "1",
+            "--kv-memory",
+            "100KiB",
+        )
+        assert ran.code == 0, ran.err
+        lines[policy] = ran
+    planned, plain = lines["batchllm"], lines["fcfs"]
+    plan = planned.json["plan"]
+    assert (plan["requests"], plan["groups"]) == (12, 3)
+    assert plan["computed_tokens"] < plan["prompt_tokens"] == planned.json["prompt_tokens"]
+    assert planned.json["computed_prompt_tokens"] <= plan["computed_tokens"]
+    assert "3 groups" in planned.err
+    assert plain.json["plan"] is None
+    order = [record["line"] for record in read_records(tmp_path / "batchllm.jsonl")]
+    assert [{(n - 1) % 3 for n in order[i : i + 4]} for i in (0, 4, 8)] == [
+        {(order[i] - 1) % 3} for i in (0, 4, 8)
+    ]
+    answers = [
+        {r["line"]: r["response"]["body"]["choices"] for r in read_records(tmp_path / f"{p}.jsonl")}
+        for p in lines
+    ]
+    assert answers[0] == answers[1]
+
+
+def test_an_unknown_policy_is_refused_before_the_model_is_read(run, tmp_path, tiny_model_dir):
+    source = write_lines(tmp_path / "in.jsonl", *GOOD)
+    ran = run("batch", source, "-m", "no/such", "--out", tmp_path / "o.jsonl", "--policy", "best")
+    assert ran.code == 2
+    assert "no policy 'best'" in ran.err
+    assert "batchllm" in ran.err
+
+
 def test_answers_have_openais_shape(run, tmp_path, tiny_model_dir):
     source = write_lines(tmp_path / "in.jsonl", *GOOD)
-    ran = run("batch", source, "--model", tiny_model_dir, "--out", tmp_path / "out.jsonl", "--json")
+    ran = run(
+        "batch",
+        source,
+        "--model",
+        tiny_model_dir,
+        "--out",
+        tmp_path / "out.jsonl",
+        "--json",
+        "--policy",
+        "fcfs",
+    )
     assert ran.code == 0, ran.err
+    assert ran.json["plan"] is None
     numbers = (
         "requests prompt_tokens computed_prompt_tokens generated_tokens seconds tokens_per_second "
         "kv_bytes_peak kv_bytes_unshared backend failed skipped out"

@@ -5,6 +5,7 @@ returns plain JSON-ready values; `tables` and the README functions show them. Im
 loads no torch.
 """
 
+from foreword.bench._calibrate import Calibration, TimedStep, calibrate, fit
 from foreword.bench._drawing import write_plots
 from foreword.bench._machine import conditions
 from foreword.bench._models import write_random_llama
@@ -43,15 +44,19 @@ __all__ = [
     "PEERS",
     "AttentionSettings",
     "BenchSettings",
+    "Calibration",
     "ModelSize",
     "PlotError",
     "ReportError",
     "Sizes",
     "SweepPoint",
+    "TimedStep",
     "attention_settings",
+    "calibrate",
     "check_readme",
     "conditions",
     "default_name",
+    "fit",
     "load_result",
     "readme_block",
     "result_text",

@@ -40,7 +40,7 @@ def batch(
         typer.Option(help="Where a line does not say. [default: 1 for OpenAI lines, 0 for bare]"),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of lines that bring no seed.")] = 0,
-    policy: options.PolicyOption = "fcfs",
+    policy: options.PolicyOption = "batchllm",
     kv_memory: options.KvMemoryOption = None,
     max_batch: options.MaxBatchOption = 256,
     no_share: options.NoShareOption = False,

@@ -10,6 +10,7 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 from foreword._errors import ForewordError
+from foreword.scheduling import PlanReport, report_plan
 from foreword.serving._batch_lines import BatchLine
 from foreword.serving._chat import render_chat
 from foreword.serving._errors import LineError
@@ -17,7 +18,7 @@ from foreword.serving._records import answer_record, chat_body, completion_body,
 
 if TYPE_CHECKING:
     from foreword.engine import LLM, Engine, PrefixStats, Progress, Request, SamplingParams
-    from foreword.scheduling import Candidate, PlanReport
+    from foreword.scheduling import Candidate
     from foreword.serving._result_file import ResultFile
 
 
@@ -121,8 +122,6 @@ def run_batch(
             if not engine.has_work:
                 break
             if ahead and work is None:
-                from foreword.scheduling import report_plan
-
                 plan = report_plan(engine.in_line(), capacity=engine.capacity)
                 work = _Work(plan.computed_tokens, engine.in_line())
                 if on_plan is not None:
