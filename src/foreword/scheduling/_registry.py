@@ -5,13 +5,27 @@ from __future__ import annotations
 from typing import Any
 
 from foreword.scheduling._batchllm import BatchLLM
+from foreword.scheduling._blendserve import BlendServe
+from foreword.scheduling._depth_first import DepthFirst
+from foreword.scheduling._dlpm import DeficitLongestPrefixMatch
 from foreword.scheduling._fcfs import FirstComeFirstServed
 from foreword.scheduling._line import LinePolicy
+from foreword.scheduling._lpm import LongestPrefixMatch
 from foreword.scheduling._policy import Policy
 from foreword.scheduling._settings import make_named
+from foreword.scheduling._vtc import VirtualTokenCounter
 
 POLICIES: dict[str, type[LinePolicy]] = {
-    policy.name: policy for policy in (FirstComeFirstServed, BatchLLM)
+    policy.name: policy
+    for policy in (
+        FirstComeFirstServed,
+        LongestPrefixMatch,
+        DepthFirst,
+        VirtualTokenCounter,
+        DeficitLongestPrefixMatch,
+        BatchLLM,
+        BlendServe,
+    )
 }
 
 
