@@ -12,6 +12,7 @@ import time
 import pytest
 
 from foreword.cli._progress import ProgressDisplay
+from foreword.simulation import CostModel
 from tests.cli.support import read_records, write_lines
 
 COMPLETION = "/v1/completions"
@@ -86,7 +87,9 @@ def test_thirty_lines_with_every_kind_of_bad_one(run, tmp_path, tiny_model_dir):
 
 def test_a_batch_is_planned_before_it_runs(run, tmp_path, tiny_model_dir):
     heads = [" ".join([word] * 12) for word in ("once", "upon", "time")]
-    asked = [f"{heads[i % 3]} {chr(97 + i)}" for i in range(12)]  # neighbours have nothing in common
+    asked = [
+        f"{heads[i % 3]} {chr(97 + i)}" for i in range(12)
+    ]  # neighbours have nothing in common
     source = write_lines(tmp_path / "in.jsonl", *({"prompt": text} for text in asked))
     lines = {}
     for policy in ("batchllm", "fcfs"):
@@ -341,3 +344,28 @@ def test_a_template_speaks_for_the_model(run, tmp_path, tiny_model_dir):
     records = {record["line"]: record for record in read_records(tmp_path / "out.jsonl")}
     assert records[1]["response"]["body"]["usage"]["prompt_tokens"] == len("<user>Hi<me>")
     assert "no clowns" in records[2]["error"]["message"]
+
+
+def test_blendserve_takes_its_costs_from_a_file(run, tmp_path, tiny_model_dir):
+    source = write_lines(tmp_path / "in.jsonl", *GOOD)
+    costs = tmp_path / "cost.json"
+    CostModel(1e-4, 1e-8, 1e-3, 1e-6).save(costs)
+    ran = run(
+        "batch", source, "-m", tiny_model_dir, "--out", tmp_path / "o.jsonl", "--json",
+        "--policy", "blendserve", "--cost", costs,
+    )  # fmt: skip
+    assert ran.code == 0, ran.err
+    assert ran.json["requests"] == len(GOOD)
+    assert "timing the machine" not in ran.err
+    ran = run(
+        "batch", source, "-m", tiny_model_dir, "--out", tmp_path / "p.jsonl", "--cost", costs
+    )  # fmt: skip
+    assert ran.code == 2
+    assert "--cost is for --policy blendserve" in ran.err
+    costs.write_text("{}")
+    ran = run(
+        "batch", source, "-m", "no/such", "--out", tmp_path / "p.jsonl",
+        "--policy", "blendserve", "--cost", costs,
+    )  # fmt: skip
+    assert ran.code == 2
+    assert "compute_per_token" in ran.err

@@ -14,13 +14,13 @@ from statistics import median
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from foreword._errors import ParameterError
+from foreword.simulation import CostModel
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from foreword.engine import Engine
     from foreword.models import LoadedModel
-    from foreword.simulation import CostModel
 
 OVERLAPS = (0.0, 0.25, 0.5, 0.75, 1.0)
 CHUNK = 512
@@ -154,8 +154,6 @@ def fit(steps: Sequence[TimedStep]) -> Calibration:
         ParameterError: there are fewer steps than costs, or one took no time.
     """
     import torch
-
-    from foreword.simulation import CostModel
 
     if len(steps) < 5 or any(step.seconds <= 0 for step in steps):
         raise ParameterError(

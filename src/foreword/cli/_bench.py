@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from foreword._errors import ParameterError
-from foreword.cli import _bench_attention, _console
+from foreword.cli import _bench_attention, _bench_calibrate, _console
 from foreword.cli._bench_files import check_out, write_result
 from foreword.cli._options import BackendOption, DebugOption, JsonOption, QuietOption
 
@@ -26,6 +26,7 @@ bench_app = typer.Typer(
 
 bench_app.command()(_bench_attention.attention)
 bench_app.command()(_bench_attention.plot)
+bench_app.command()(_bench_calibrate.calibrate)
 
 
 @bench_app.command()

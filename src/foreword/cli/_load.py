@@ -5,8 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from foreword.cli import _console
+from foreword.cli._policy import build_policy, check_policy
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from foreword.cli._progress import ProgressDisplay
     from foreword.engine import LLM
     from foreword.models import LoadedModel
@@ -49,6 +52,7 @@ def load_llm(
     threads: int | None,
     decoder: str = "auto",
     policy: str = "fcfs",
+    cost: Path | None = None,
     **settings: Any,
 ) -> LLM:
     """Load a model and put an engine around it.
@@ -58,11 +62,10 @@ def load_llm(
     """
     display.phase(f"loading {model}")
     from foreword.engine import LLM, EngineConfig
-    from foreword.scheduling import make_policy
 
     settings.setdefault("max_step_tokens", max(2048, settings.get("max_batch", 0)))
     settings.setdefault("debug", _console.debug)
     EngineConfig(**settings)  # a wrong setting is said before the model is read
-    make_policy(policy)
+    check_policy(policy, cost)
     loaded = load(display, model, dtype=dtype, device=device, threads=threads, decoder=decoder)
-    return LLM(loaded, policy=policy, **settings)
+    return LLM(loaded, policy=build_policy(policy, cost, loaded, display), **settings)

@@ -64,6 +64,12 @@ PolicyOption: TypeAlias = Annotated[
         "batchllm, blendserve."
     ),
 ]
+CostOption: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(
+        help="Costs that `foreword bench calibrate` wrote, for blendserve. [default: timed now]"
+    ),
+]
 
 # answers
 
