@@ -203,6 +203,9 @@ class Worker:
             growing += self._begin_writing(flight.plan.ready, now)
         for guest in [guest for guest in growing if guest.generated >= guest.output]:
             self._finish(guest, now)
+        growing = [guest for guest in growing if guest.lease is not None]
+        for guest in growing:  # first all have their tokens: whoever is preempted takes them along
+            guest.tokens.append(next(self._fresh))
         for guest in growing:
             if guest.lease is not None:
                 self._grow(guest)
@@ -334,9 +337,7 @@ class Worker:
         self.departed.append(guest)
 
     def _grow(self, guest: SimulatedGuest) -> None:
-        block = next(self._fresh)
-        guest.tokens.append(block)
-        preempted = self._desk.grow(guest, [block])
+        preempted = self._desk.grow(guest, guest.tokens[-1:])
         for other in preempted:
             if self._prompting.pop(other.seat, None) is None:
                 self._stop(other)
