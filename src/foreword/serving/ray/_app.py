@@ -22,7 +22,7 @@ def serve_app(
     model: str = "nano",
     *,
     replicas: int = 2,
-    policy: str = "fcfs",
+    policy: str = "dlpm",
     router: str = "d2lpm",
     block: int = 256,
     isolate: bool = True,

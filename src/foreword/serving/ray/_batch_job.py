@@ -76,7 +76,7 @@ def run_ray_batch(
     model: str = "nano",
     workers: int = 2,
     shards_per_worker: int = 4,
-    policy: str = "fcfs",
+    policy: str = "batchllm",
     defaults: BatchDefaults | None = None,
     dtype: str = "auto",
     max_context: int | None = None,
@@ -221,11 +221,11 @@ class _Job:
             )
             try:
                 for row in data.iter_rows():
-                    yield json.loads(row["record"])
+                    record = json.loads(row["record"])
+                    if "broken" in record:
+                        raise RayBatchError(f"a worker could not start: {record['broken']}")
+                    yield record
             except ray.exceptions.RayError as error:
-                cause = getattr(error, "cause", None)
-                if isinstance(cause, ForewordError):
-                    raise cause from None
                 raise RayBatchError(
                     f"the job broke off ({error}): the results so far are kept; the same call "
                     "goes on from there"

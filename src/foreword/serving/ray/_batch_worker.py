@@ -7,10 +7,14 @@ import queue
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from foreword._errors import ForewordError
 from foreword.serving._batch_lines import BatchLine
 from foreword.serving._batch_run import BatchDefaults, run_batch
+
+if TYPE_CHECKING:
+    from foreword.engine import LLM
 
 
 def pack(lines: Sequence[BatchLine]) -> str:
@@ -39,22 +43,32 @@ class BatchWorker:
 
         self._model = model
         self._defaults = BatchDefaults(**defaults)
-        self._llm = LLM(model, policy=policy, **settings)
+        self._llm: LLM | None = None
+        try:
+            self._llm = LLM(model, policy=policy, **settings)
+        except ForewordError as error:  # an actor that fails to start is only started again
+            self._broken = str(error)
 
     def __call__(self, batch: Mapping[str, Sequence[str]]) -> Iterator[dict[str, list[str]]]:
-        """Rows with a shard in "work"; yields rows with a record as JSON in "record"."""
+        """Rows with a shard in "work"; yields rows with a record as JSON in "record".
+
+        A worker that could not load its engine yields `{"broken": why}` instead.
+        """
+        if self._llm is None:
+            yield {"record": [json.dumps({"broken": self._broken})]}
+            return
         for work in batch["work"]:
             lines = [BatchLine(**line) for line in json.loads(work)]
-            yield from self._answer(lines)
+            yield from self._answer(self._llm, lines)
 
-    def _answer(self, lines: list[BatchLine]) -> Iterator[dict[str, list[str]]]:
+    def _answer(self, llm: LLM, lines: list[BatchLine]) -> Iterator[dict[str, list[str]]]:
         out = _Outbox()
         given_up = threading.Event()
 
         def work() -> None:
             try:
                 run_batch(
-                    self._llm,
+                    llm,
                     iter(lines),
                     out,  # type: ignore[arg-type] # all of a ResultFile that is used here
                     total=len(lines),

@@ -66,7 +66,7 @@ class PathMaker:
         most = request.get("max_tokens")
         return Candidate(
             id=id,
-            path=text.hashes(self.unit, salt)[: text.tokens // self.unit],
+            path=text.hashes(self.unit, salt, whole=True),
             tokens=text.tokens,
             max_output=most if isinstance(most, int) and most > 0 else 16,
             tenant=tenant_of(request),
@@ -103,12 +103,13 @@ class PromptBytes:
         tokens = -(-len(text) // CHARACTERS_PER_TOKEN)
         return cls(kind, text.encode("utf-32-le", "surrogatepass"), tokens)
 
-    def hashes(self, unit: int, salt: str = "") -> tuple[int, ...]:
-        """Chained 64-bit hashes of blocks of `unit` tokens, the last one perhaps incomplete."""
+    def hashes(self, unit: int, salt: str = "", *, whole: bool = False) -> tuple[int, ...]:
+        """Chained 64-bit hashes of blocks of `unit` tokens, of `whole` ones only if so asked."""
         step = unit * (8 if self.kind == "ids" else 4 * CHARACTERS_PER_TOKEN)
         last = f"{self.kind}:{salt}".encode()
         found = []
-        for start in range(0, len(self.data), step):
+        end = len(self.data) - len(self.data) % step if whole else len(self.data)
+        for start in range(0, end, step):
             last = blake2b(last + self.data[start : start + step], digest_size=16).digest()
             found.append(int.from_bytes(last[:8], "little"))
         return tuple(found)

@@ -18,6 +18,7 @@ from foreword.serving.ray._requests import body_of, read_request
 
 if TYPE_CHECKING:
     from foreword.engine import SamplingParams
+    from foreword.serving._batch_lines import BatchLine
 
 
 class EngineReplica:
@@ -48,17 +49,23 @@ class EngineReplica:
         self._paths = PathMaker(**paths)
         self._meter = MeteredPolicy(make_policy(policy))
         self._llm = AsyncLLM(model, policy=self._meter, **settings)
+        self._tag = _replica_tag()
 
     async def generate(self, request: dict[str, Any]) -> dict[str, Any]:
         """Answer a request with OpenAI's completion or chat completion object.
 
+        One more field, `replica`, names who answered.
+
         Raises:
             ParameterError, PromptError: the request cannot be run.
         """
-        prompt, params = self._read(request)
+        line = read_request(request)
+        prompt, params = self._read(line)
         result = await self._llm.generate(prompt, params, **self._place(request))
-        make = chat_body if read_request(request).kind == "chat" else completion_body
-        return make(result, id=uuid.uuid4().hex, model=self._model, created=int(time.time()))
+        make = chat_body if line.kind == "chat" else completion_body
+        id = uuid.uuid4().hex
+        body = make(result, id=id, model=self._model, created=int(time.time()))
+        return {**body, "replica": self._tag}
 
     async def stream(self, request: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
         """Answer a request with the dicts of `Chunk`, one per token.
@@ -66,7 +73,7 @@ class EngineReplica:
         Raises:
             ParameterError, PromptError: the request cannot be run.
         """
-        prompt, params = self._read(request)
+        prompt, params = self._read(read_request(request))
         async for chunk in self._llm.stream(prompt, params, **self._place(request)):
             yield chunk.to_dict()
 
@@ -74,8 +81,7 @@ class EngineReplica:
         """What Ray asks for now and then and passes on to the routers."""
         return make_report(self._meter)
 
-    def _read(self, request: dict[str, Any]) -> tuple[Any, SamplingParams]:
-        line = read_request(request)
+    def _read(self, line: BatchLine) -> tuple[Any, SamplingParams]:
         prompt: Any = line.prompt
         if line.kind == "chat":
             prompt = render_chat(self._llm.tokenizer, prompt)
@@ -84,3 +90,13 @@ class EngineReplica:
     def _place(self, request: dict[str, Any]) -> dict[str, str]:
         body = body_of(request)
         return {"tenant": tenant_of(body), "salt": self._paths.salt(body)}
+
+
+def _replica_tag() -> str:
+    from ray import serve
+    from ray.serve.exceptions import RayServeException
+
+    try:
+        return serve.get_replica_context().replica_tag
+    except RayServeException:  # not in a replica
+        return ""

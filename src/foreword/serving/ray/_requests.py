@@ -45,12 +45,14 @@ def read_request(request: Any) -> BatchLine:
             f'a request is a dict like {{"prompt": "Once"}}, this is {type(request).__name__}'
         )
     body = body_of(request)
+    if "body" in request and body is not request["body"]:
+        raise ParameterError("body is no JSON object: give one with the request's fields")
     for name in _OWN:
         value = body.get(name)
         if value is not None and not isinstance(value, str):
             raise ParameterError(f"{name} is {value!r}: give a text, or leave it out")
     plain = {name: value for name, value in body.items() if name not in _OWN}
-    line = {**request, "body": plain} if "body" in request else plain
+    line = {"custom_id": "-", **request, "body": plain} if "body" in request else plain
     try:
         return parse_line(json.dumps(line), 0)
     except LineError as error:
