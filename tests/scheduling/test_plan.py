@@ -64,10 +64,12 @@ def test_wanted_memory_is_never_below_the_least() -> None:
 
 def test_blocks_are_counted_in_tokens() -> None:
     given = [Candidate(k, [1, 2, 3 + k], 25, 5) for k in range(3)]
-    report = report_plan(given, unit=10)
+    report = report_plan(given, unit=10, global_level=False)
     assert report.computed_tokens == 20 + 3 * 5
     assert report.least_memory == 30
     assert report.wanted_memory == 20 + 3 * (5 + 5)
+    # As the global level the prefix stays anyway, and its requests need not run together.
+    assert report_plan(given, unit=10).wanted_memory == 30
 
 
 def test_scopes_are_apart() -> None:

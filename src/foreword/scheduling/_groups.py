@@ -50,7 +50,7 @@ class GroupPlan:
             sharing at every level.
         longest: tokens of the longest prompt: with less memory for a prompt it cannot run.
         widest: tokens of the group with most of them, its prefix once and all that its members
-            have to themselves.
+            have to themselves; global groups do not count.
     """
 
     groups: tuple[Group, ...]

@@ -33,7 +33,7 @@ class PlanReport:
         least_memory: memory that runs every request, if need be alone.
         least_memory_request: the id of a request that needs so much; -1 without requests.
         wanted_memory: memory that runs any of the groups as a whole: its prefix once, its members'
-            own parts and their longest answers.
+            own parts and their longest answers. A global group stays anyway and does not count.
         capacity: memory there is; None if not told.
     """
 
