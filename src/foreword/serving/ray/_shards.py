@@ -6,7 +6,7 @@ import heapq
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby, pairwise
+from itertools import groupby
 
 from foreword.scheduling import find_groups
 from foreword.serving._batch_lines import BatchLine
@@ -137,19 +137,20 @@ class _Costs:
 
 
 def _cut(members: list[int], costs: _Costs, size: float) -> list[list[int]]:
-    """Even pieces of a group, as few as make them about `size` or less."""
-    even = costs.of(members) / math.ceil(costs.of(members) / size)
-    pieces = [[members[0]]]
-    cost = costs.next(None, members[0])
-    for before, member in pairwise(members):
-        more = costs.next(before, member)
-        if cost + more / 2 <= even:  # half of it: what sticks out evens out
-            pieces[-1].append(member)
-            cost += more
-        else:
-            pieces.append([member])
-            cost = more  # without the prefix, or a long one would leave no room for members
-    return pieces
+    """A group that costs more than twice `size` in even pieces of about `size`."""
+    total = costs.of(members)
+    if total <= 2 * size or len(members) == 1:
+        return [members]
+    count = min(len(members), math.ceil(total / size))
+    # What each adds behind another one: the prefix itself says nothing about where to cut.
+    own = [costs.next(members[i - 1] if i else members[1], m) for i, m in enumerate(members)]
+    pieces: list[list[int]] = [[] for _ in range(count)]
+    whole, before = max(1, sum(own)), 0.0
+    for member, cost in zip(members, own, strict=True):
+        middle = (before + cost / 2) / whole
+        pieces[min(count - 1, int(middle * count))].append(member)
+        before += cost
+    return [piece for piece in pieces if piece]
 
 
 def _pack(parts: list[list[int]], costs: _Costs, size: float) -> list[list[int]]:
