@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import AsyncIterator, Mapping
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
 from foreword.scheduling import make_policy
@@ -74,8 +75,10 @@ class EngineReplica:
             ParameterError, PromptError: the request cannot be run.
         """
         prompt, params = self._read(read_request(request))
-        async for chunk in self._llm.stream(prompt, params, **self._place(request)):
-            yield chunk.to_dict()
+        answer: Any = self._llm.stream(prompt, params, **self._place(request))
+        async with aclosing(answer) as chunks:  # or it would end when it is collected
+            async for chunk in chunks:
+                yield chunk.to_dict()
 
     def record_routing_stats(self) -> dict[str, Any]:
         """What Ray asks for now and then and passes on to the routers."""
