@@ -27,7 +27,7 @@ from foreword.simulation._tenants import (
     synthesize,
 )
 from foreword.simulation._trace import Trace, TraceError, TraceRequest
-from foreword.simulation._worker import SimulationError, WorkerConfig
+from foreword.simulation._worker import WorkerConfig
 
 __all__ = [
     "PRESETS",
@@ -40,7 +40,6 @@ __all__ = [
     "Record",
     "ReplayResult",
     "SharedPrompt",
-    "SimulationError",
     "SimulationResult",
     "TenantResult",
     "Trace",

@@ -10,6 +10,9 @@ from foreword.simulation._trace import TraceRequest
 NAMESPACE = Namespace(model="simulated", dtype="")
 """Where all requests of a simulation keep their blocks: what has equal ids is shared."""
 
+GROWTH_ROOM = 16
+"""Blocks softly reserved behind a text: it grows in place then, which is quick; no more."""
+
 
 class Record(NamedTuple):
     """What became of a request. Times in seconds; None for what did not happen before the end.
@@ -125,7 +128,7 @@ class SimulatedGuest:
 
     @property
     def room(self) -> int:
-        return 0  # reserved places only matter where memory has an order
+        return GROWTH_ROOM
 
     @property
     def max_output(self) -> int:

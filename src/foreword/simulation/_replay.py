@@ -12,7 +12,6 @@ from foreword.simulation._guest import SimulatedGuest
 from foreword.simulation._result import ReplayResult
 from foreword.simulation._settings import check_fits, policy_maker
 from foreword.simulation._trace import Trace
-from foreword.simulation._worker import SimulationError
 
 
 def replay(
@@ -36,7 +35,6 @@ def replay(
 
     Raises:
         ParameterError: an unknown policy, or a request that does not fit into the cache.
-        SimulationError: the policy admits nobody although nobody runs.
     """
     started = time.perf_counter()
     unit = trace.unit
@@ -50,13 +48,7 @@ def replay(
     computed = 0
     order = []
     while desk.waiting:
-        admitted = desk.admit()
-        if not admitted:
-            raise SimulationError(
-                f"policy {chosen.name} admits none of {len(desk.waiting)} waiting requests "
-                "although nobody runs: it would wait forever"
-            )
-        guest = admitted[0]
+        (guest,) = desk.admit()
         assert guest.lease is not None
         order.append(guest.arrival)
         for node in tree.path(guest.lease):

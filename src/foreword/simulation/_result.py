@@ -66,7 +66,7 @@ class SimulationResult:
         service_gap: the largest difference in service between two tenants over a time in which both
             had a request waiting throughout (DLPM, arXiv 2501.14312, Theorem 4.1).
         tenants: more by tenant.
-        windows: service by tenant in windows of `window` seconds.
+        windows: service by tenant in windows of `window` seconds, the last one cut off.
         window: seconds in one of them.
         preemptions: how often a running request was put back in line.
         steps: of all workers.

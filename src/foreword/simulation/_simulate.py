@@ -70,7 +70,6 @@ def simulate(
     Raises:
         ParameterError: impossible settings, an unknown policy or router, or a request that could
             not run alone.
-        SimulationError: a policy that admits nobody although nobody runs.
     """
     started = time.perf_counter()
     _check(workers, until, window, report_delay)
@@ -146,8 +145,8 @@ class _Cluster:
             if now > until:
                 self._settle(until)
                 self.now = until
-                return
-            if now == inf:
+            if now > until or now == inf:
+                self.ledger.close_window()
                 return
             self.now = now
             if len(self.workers) > 1 and len(self.trace.tenants) > 1:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from heapq import heappop, heappush
 from itertools import count
 
-from foreword._errors import ForewordError, ParameterError
+from foreword._errors import ParameterError
 from foreword.admission import Desk
 from foreword.cache import Node, PrefixTree
 from foreword.scheduling import Candidate, Departure, Door, LinePolicy, Policy
@@ -16,10 +16,6 @@ from foreword.simulation._guest import SimulatedGuest, Ticks
 from foreword.simulation._ledger import Ledger
 from foreword.simulation._prefill import Prefill, PrefillPlan
 from foreword.simulation._stretch import Stretch
-
-
-class SimulationError(ForewordError, RuntimeError):
-    """A simulation that cannot go on: a policy that lets nobody in."""
 
 
 @dataclass(frozen=True)
@@ -212,19 +208,10 @@ class Worker:
         return now
 
     def start(self, now: float) -> None:
-        """Admit whom the policy lets in, and begin the next step if anybody runs.
-
-        Raises:
-            SimulationError: somebody waits, nobody runs, and the policy admits nobody.
-        """
+        """Admit whom the policy lets in, and begin the next step if anybody runs."""
         self._admit(now)
         if not self._prompting and not self._decoding:
-            if self._desk.waiting:
-                raise SimulationError(
-                    f"policy {self._policy.name} admits none of {self.waiting} waiting requests "
-                    "although nobody runs: it would wait forever"
-                )
-            return
+            return  # nobody waits: the desk lets somebody in where nobody runs
         rows = len(self._decoding)
         if self._reading_stale:
             self._look_who_reads_what()
@@ -240,8 +227,12 @@ class Worker:
             self._flight = _Flight(now, 1, None, now + seconds, plan)
             return
         stretch = Stretch(self._cost, rows, self._contexts, kv_tokens)
-        steps = 1 if self._prompting else self._due[0][0] - self._ticks.count
+        steps = 1 if self._prompting else self._uniform_steps()
         self._flight = _Flight(now, steps, stretch, now + stretch.seconds(steps), plan)
+
+    def _uniform_steps(self) -> int:
+        """Steps until one who writes is done or needs a block. Only while somebody writes."""
+        return self._due[0][0] - self._ticks.count
 
     # Writing
 
