@@ -174,9 +174,12 @@ class Engine:
         """
         max_length = min(len(prompt) + params.max_tokens, self.max_context)
         if max_length > self.capacity:
+            pages = -(-max_length // self.config.page_size) + 1
+            least = pages * self.config.page_size * self.pool.bytes_per_token
             raise PromptError(
                 f"prompt and answer may take {max_length} tokens but the cache holds "
-                f"{self.capacity}: give more kv_memory, a shorter prompt, or a lower max_tokens"
+                f"{self.capacity}: give a kv_memory of at least {least} bytes, a shorter prompt, "
+                "or a lower max_tokens"
             )
         request = Request(self._next_id, len(prompt), params, time.perf_counter())
         self._next_id += 1
