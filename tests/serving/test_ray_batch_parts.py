@@ -257,6 +257,41 @@ def test_foreword_batch_goes_on_with_the_same_file(source, tmp_path, monkeypatch
     }  # fmt: skip
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_what_breaks_a_job_is_said(source, tmp_path, monkeypatch):
+    data = pytest.importorskip("ray.data")
+    from ray.exceptions import RayError
+
+    class Rows:
+        def __init__(self, items, override_num_blocks):
+            assert len(items) == override_num_blocks == 6
+
+        def map_batches(self, worker, **settings):
+            assert worker is BatchWorker
+            return self
+
+        def iter_rows(self):
+            yield {"record": json.dumps({"line": 1, "custom_id": "r1", "error": None})}
+            yield from self.end()
+
+        def end(self):
+            yield {"record": json.dumps({"broken": "no model"})}
+
+    class Lost(Rows):
+        def end(self):
+            raise RayError("the node is gone")
+
+    context = data.DataContext.get_current()
+    before = (context.target_max_block_size, context.enable_progress_bars)
+    for n, (rows, said) in enumerate([(Rows, "start: no model"), (Lost, "the node is gone")]):
+        monkeypatch.setattr(data, "from_items", rows)
+        out = tmp_path / f"{n}.jsonl"
+        with pytest.raises(RayBatchError, match=said):
+            run_ray_batch(source, out)
+        assert lines_of(out) == [7, 1]
+    assert (context.target_max_block_size, context.enable_progress_bars) == before
+
+
 def stop_after(count):
     def progress(done, total):
         if done >= count:
