@@ -200,7 +200,7 @@ def table_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     if not rows:
         return []
     header = list(rows[0])
-    cells = [header, *([_cell(row.get(name)) for name in header] for row in rows)]
+    cells = [header, *([cell(row.get(name)) for name in header] for row in rows)]
     widths = [max(len(line[i]) for line in cells) for i in range(len(header))]
     return [
         "  ".join(
@@ -211,7 +211,8 @@ def table_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     ]
 
 
-def _cell(value: Any) -> str:
+def cell(value: Any) -> str:
+    """A value as a table shows it."""
     if value is None:
         return "-"
     if isinstance(value, float):

@@ -1,0 +1,103 @@
+"""The results of all experiments as one page of the documentation.
+
+    python -m experiments.report            # print it
+    python -m experiments.report --write    # write docs/experiments.md
+
+A test holds the page to the result files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments.lab import RESULTS, ROOT, cell
+
+PAGE = ROOT / "docs" / "experiments.md"
+HEAD = """\
+# Experiments
+
+What was claimed, what we expected before we measured, and what came out, "not reproduced"
+included. This page is made from the result files in `experiments/results` by
+`python -m experiments.report --write`. Each experiment runs again with
+`python -m experiments.NAME`, in minutes; those that need public data take it from `FOREWORD_DATA`.
+"""
+
+
+def page(results: Sequence[Mapping[str, Any]]) -> str:
+    """The whole page, ending in a newline."""
+    return "\n".join([HEAD, *(line for result in results for line in section(result))])
+
+
+def section(result: Mapping[str, Any]) -> Iterator[str]:
+    """One experiment's lines."""
+    yield f"## {result['experiment']}"
+    yield ""
+    yield f"Claim ({result['paper']}): {result['claim']}."
+    yield ""
+    yield "| expected | median | values | verdict |"
+    yield "|---|---:|---|---|"
+    for verdict in result["verdicts"]:
+        values = ", ".join(cell(value) for value in verdict["values"])
+        shown = "-" if len(verdict["values"]) < 2 else values
+        yield (
+            f"| {verdict['expected']} | {cell(verdict['median'])} | {shown} "
+            f"| **{verdict['verdict']}** |"
+        )
+    for title, rows in result["tables"].items():
+        yield ""
+        yield f"### {result['experiment']}: {title}"
+        yield ""
+        yield from markdown_table(rows)
+    yield ""
+    yield conditions_line(result)
+    yield ""
+
+
+def markdown_table(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Rows of equal keys as a Markdown table; numbers to the right."""
+    if not rows:
+        yield "(no rows)"
+        return
+    header = list(rows[0])
+    numeric = [all(isinstance(row.get(h), int | float | None) for row in rows) for h in header]
+    yield "| " + " | ".join(header) + " |"
+    yield "|" + "|".join("---:" if number else "---" for number in numeric) + "|"
+    for row in rows:
+        yield "| " + " | ".join(cell(row.get(name)) for name in header) + " |"
+
+
+def conditions_line(result: Mapping[str, Any]) -> str:
+    """Under which conditions it was measured, in a line."""
+    told = result["conditions"]
+    machine, versions, source = told["machine"], told["versions"], told["source"]
+    commit = (source["commit"] or "unknown")[:10] + (" with changes" if source["dirty"] else "")
+    return (
+        f"{machine['cpu']}, {machine['cores']} cores; Python {versions['python']}, "
+        f"torch {versions['torch']}; commit {commit}; {told['date'][:10]}; seeds "
+        f"{', '.join(map(str, result['seeds']))}; {result['seconds']:.0f} s in all."
+    )
+
+
+def load_results(directory: Path = RESULTS) -> list[dict[str, Any]]:
+    """All result files, by name."""
+    files = sorted(directory.glob("*.json"))
+    return [json.loads(path.read_text(encoding="utf-8")) for path in files]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, add_help=True)
+    parser.add_argument("--write", action="store_true", help=f"write {PAGE.name}")
+    given = parser.parse_args()
+    text = page(load_results())
+    if given.write:
+        PAGE.write_text(text, encoding="utf-8")
+    else:
+        print(text, end="")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,57 @@
+"""The documentation's page of experiments says what the result files say."""
+
+from __future__ import annotations
+
+from experiments.report import PAGE, load_results, markdown_table, page, section
+
+RESULT = {
+    "experiment": "trial",
+    "paper": "none",
+    "claim": "two is more than one",
+    "seeds": [0, 1],
+    "seconds": 12.4,
+    "verdicts": [
+        {
+            "name": "gain",
+            "expected": "gain: >= 1.2",
+            "median": 1.25,
+            "values": [1.2, 1.3],
+            "verdict": "reproduced",
+        },
+        {
+            "name": "control",
+            "expected": "control: <= 1",
+            "median": 3.0,
+            "values": [3.0],
+            "verdict": "not reproduced",
+        },
+    ],
+    "tables": {"times": [{"policy": "a", "n": 1200}]},
+    "conditions": {
+        "machine": {"cpu": "some", "cores": 2},
+        "versions": {"python": "3.11", "torch": "2"},
+        "source": {"commit": "0123456789abcdef", "dirty": True},
+        "date": "2026-01-02T03:04:05+00:00",
+    },
+}
+
+
+def test_a_section_has_verdicts_tables_and_conditions():
+    text = "\n".join(section(RESULT))
+    assert "| gain: >= 1.2 | 1.25 | 1.2, 1.3 | **reproduced** |" in text
+    assert "| control: <= 1 | 3 | - | **not reproduced** |" in text
+    assert "| a | 1,200 |" in text
+    assert "some, 2 cores; Python 3.11, torch 2; commit 0123456789 with changes; 2026-01-02" in text
+
+
+def test_numbers_stand_to_the_right():
+    assert list(markdown_table([{"who": "a", "n": 1}, {"who": "b", "n": None}])) == [
+        "| who | n |",
+        "|---|---:|",
+        "| a | 1 |",
+        "| b | - |",
+    ]
+
+
+def test_the_page_in_the_documentation_is_that_of_the_results():
+    assert PAGE.read_text(encoding="utf-8") == page(load_results())
