@@ -2,11 +2,13 @@
 #   PYTHON=python3.12     the interpreter to build .venv with
 #   TORCH_ARGS="..."      extra pip arguments for torch alone, such as a CPU-only package index
 #   BENCH="--quick"       arguments for both benchmarks of `make bench`
+#   EXPERIMENTS="dlpm"    which of `make experiments`, default all
 #   OUT=somewhere/        where `make bench` and `make gpu` put their results and plots
 
 PYTHON ?= python3
 TORCH_ARGS ?=
 BENCH ?=
+EXPERIMENTS ?= $(filter-out lab report,$(patsubst experiments/%.py,%,$(filter-out experiments/_%,$(wildcard experiments/*.py))))
 OUT ?= benchmarks/results
 
 VENV := .venv
@@ -15,11 +17,11 @@ PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constrain
 RECIPE := pyproject.toml constraints.txt CMakeLists.txt $(wildcard csrc/*)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench docs gpu clean
+.PHONY: help demo test lint bench experiments docs gpu clean
 .DELETE_ON_ERROR:
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.stamp-run ## real requests behind shared prefixes, on the model that ships inside
 	@$(BIN)/foreword demo
@@ -37,6 +39,10 @@ bench: $(VENV)/.stamp-bench ## measure attention and engine; results and plots g
 	@mkdir -p $(OUT)
 	@$(BIN)/foreword bench attention --out $(OUT) $(BENCH)
 	@$(BIN)/foreword bench engine --out $(OUT) $(BENCH)
+
+experiments: $(VENV)/.stamp-run ## test the published claims, each in minutes; EXPERIMENTS=names
+	@for name in $(EXPERIMENTS); do $(BIN)/python -m experiments.$$name || exit 1; done
+	@$(BIN)/python -m experiments.report --write
 
 docs: $(VENV)/.stamp-docs ## build the documentation into site/
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
