@@ -77,6 +77,11 @@ class TestOrder:
         # Group by group: y 20/6, z 10/9, x 20/24.
         assert order_of(given, global_level=False, order="flat") == [2, 3, 4, 0, 1]
 
+    def test_ratio_sees_what_lies_deep_in_a_branch(self) -> None:
+        # "aa" reads 2 + 60 + 3 for 30, z 10 for 10; the 60 are two forks down.
+        texts = ["aa" + "b" * 60 + "1", "aa" + "b" * 60 + "2", "aac", "z" * 10]
+        assert order_of(batch(texts, max_output=10)) == [3, 2, 0, 1]
+
     def test_flat_counts_from_the_global_level_on(self) -> None:
         # "s" * 40 is global. x reads 4 + 2 more, the lone y 9: 20/6 and 10/9, z 10/5.
         texts = ["s" * 40 + "xxxx1", "s" * 40 + "xxxx2", "s" * 40 + "y" * 9, "z" * 5]
@@ -129,6 +134,21 @@ class TestHolds:
             seen.append(door.held(list(map(ord, "ssdddddd"))))
         assert door.admitted == [0, 1, 2, 3, 4]
         assert seen == [2, 2, 8, 8, 0]
+
+    @pytest.mark.parametrize(("order", "left"), [("ratio", 2), ("flat", 0)])
+    def test_in_flat_order_a_group_holds_for_itself_alone(self, order: str, left: int) -> None:
+        given = batch(["ss1", "ss2", "ssdddddd1", "ssdddddd2"], max_output=1)
+        given = [*given[:2], *(letters(2 + k, f"ssdddddd{k}", max_output=99) for k in range(2))]
+        door = FakeDoor(seats=1)
+        policy = policy_of(given, order=order, global_level=False)
+        for _ in range(2):
+            policy.admit(door)
+            (id,) = door.runners
+            door.leave(id)
+            policy.left(id, "finished")
+        assert door.admitted == [2, 3]
+        door.evict(100)
+        assert door.held(given[0].path) == left
 
     def test_taking_back_the_last_member_lets_the_prefix_go(self) -> None:
         door = FakeDoor(seats=1)
@@ -217,23 +237,28 @@ class TestMemory:
 
     def test_what_was_written_is_not_expected_again(self) -> None:
         given = [candidate(id, range(id * 100, id * 100 + 20), max_output=20) for id in range(3)]
-        door = FakeDoor(capacity=120)
-        policy = policy_of(given, output_estimate=1.0, watermark=1.0)
-        policy.admit(door)
-        assert len(door.admitted) == 3  # exactly
-        door = FakeDoor(capacity=119)
-        policy = policy_of(given, output_estimate=1.0, watermark=1.0)
-        policy.admit(door)
-        assert len(door.admitted) == 2
-        assert door.write(0, 20)
-        assert door.write(1, 20)
-        policy.produced({0: 20, 1: 20})
-        policy.admit(door)
-        assert len(door.admitted) == 2  # 80 are used, 40 are missing
-        door.leave(0)
-        policy.left(0, "finished")
-        policy.admit(door)
-        assert len(door.admitted) == 3
+        for capacity in (119, 120):  # 3 * (20 + 20) is just enough
+            door = FakeDoor(capacity=capacity)
+            policy = policy_of(given, output_estimate=1.0, watermark=1.0)
+            policy.admit(door)
+            assert len(door.admitted) == capacity - 117
+            policy = policy_of(given[:2], output_estimate=1.0, watermark=1.0)
+            door = FakeDoor(capacity=capacity)
+            policy.admit(door)
+            for id in (0, 1):
+                assert door.write(id, 20)
+                policy.produced({id: 20})
+            policy.add(given[2])
+            policy.admit(door)
+            assert len(door.admitted) == capacity - 117
+
+    def test_one_that_came_back_is_expected_to_write_what_it_still_may(self) -> None:
+        for capacity, admitted in ((44, 1), (45, 2)):
+            door = FakeDoor(capacity=capacity)
+            back = candidate(0, range(10), max_output=20, preempted=True)
+            other = candidate(1, range(50, 60), max_output=5)
+            policy_of([back, other], output_estimate=1.0, watermark=1.0).admit(door)
+            assert len(door.admitted) == admitted
 
     def test_the_share_is_learned(self) -> None:
         class Watched(FakeDoor):

@@ -303,10 +303,10 @@ def grown_tree(draw: random.Random) -> list[Item]:
     """Requests at the leaves of a random tree, whose edges have 2 to 13 tokens."""
     edges: dict[tuple[int, ...], int] = {}
     given = []
-    for _ in range(draw.randint(4, 24)):
+    for _ in range(draw.randint(4, 40)):
         branch: tuple[int, ...] = ()
         path: list[int] = []
-        for _ in range(draw.randint(1, 5)):
+        for _ in range(draw.randint(1, 6)):
             branch = (*branch, draw.randint(0, 1))
             path += [branch[-1]] * edges.setdefault(branch, draw.randint(1, 12))
             path.append(2)
@@ -325,6 +325,29 @@ def test_exact_is_the_least_where_edges_are_long() -> None:
         better += greedy.computed_tokens > plan.computed_tokens
     assert nested > 20
     assert better > 20
+
+
+def test_greedy_is_the_rule_where_edges_are_long() -> None:
+    depths = set()
+    for seed in range(100):
+        given = grown_tree(random.Random(seed))
+        plan = find_groups(given, method="greedy", global_level=False)
+        found = {given[group.members[0]][0][: group.elements] for group in plan.groups}
+        assert found == by_the_rule(given), seed
+        depths |= {group.parent >= 0 for group in plan.groups}
+    assert depths == {True, False}
+
+
+@pytest.mark.parametrize("method", ["exact", "greedy"])
+def test_a_global_level_is_one_level_on_what_comes_behind_it(method: str) -> None:
+    for seed in range(100):
+        given = grown_tree(random.Random(seed))
+        plan = find_groups(given, method=method, global_level=False)
+        behind = [((9, 9, 9, *path), tokens + 3) for path, tokens in given]
+        behind.append(((9, 9, 9, 8), 4))  # so that the three are a node of their own
+        held = find_groups(behind, method=method)
+        assert held.computed_tokens == plan.computed_tokens + 3 + 1, seed
+        assert len(held.groups) == len(plan.groups) + 1
 
 
 @settings(deadline=None, max_examples=80)

@@ -137,8 +137,6 @@ class BatchLLM(LinePolicy):
         while self._line and door.seats:
             candidate = self._next(door.unit)
             chain = self._chains[candidate.id]
-            if not door.running:
-                self._make_way(candidate, chain, door)
             run = _Run(self._learning_group(chain), candidate.max_output)
             spare += self._to_come(run)
             if door.offer(candidate, spare=ceil(spare)) is None:
@@ -213,13 +211,6 @@ class BatchLLM(LinePolicy):
     def _to_come(self, run: _Run) -> float:
         """Tokens that a request is expected to write still."""
         return max(0.0, self._share.expected(run.group) * run.max_output - run.written)
-
-    def _make_way(self, candidate: Candidate, chain: tuple[int, ...], door: Door) -> None:
-        """Nobody runs: let go what the candidate does not begin with, or all where it is tight."""
-        tight = candidate.tokens > door.available
-        for key in list(self._holds):
-            if tight or key not in chain:
-                self._release(key)
 
     def _release(self, key: int) -> None:
         hold = self._holds.pop(key, None)
