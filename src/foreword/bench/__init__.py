@@ -25,6 +25,7 @@ from foreword.bench._settings import (
     ModelSize,
     settings_for,
 )
+from foreword.bench._simulation_plot import plot_simulation
 from foreword.bench._sizes import PEERS, Sizes, SweepPoint
 from foreword.bench._suite import default_name, run_engine_bench
 from foreword.bench.attention import (
@@ -58,6 +59,7 @@ __all__ = [
     "default_name",
     "fit",
     "load_result",
+    "plot_simulation",
     "readme_block",
     "result_text",
     "run_attention_bench",

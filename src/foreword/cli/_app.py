@@ -43,6 +43,7 @@ VERBS: Final = {
         "_batch", "batch", "Answer a file of requests; can be killed and taken up again."
     ),
     "tree": Verb("_tree", "tree", "Draw the prefix tree of a file; forecast what sharing saves."),
+    "simulate": Verb("_simulate", "simulate", "Run a trace through policies and cache, timed."),
     "bench": Verb("_bench", "bench_app", "Measure the engine beside its peers."),
     "env": Verb("_env", "env", "Show versions, the machine, and which backends run here."),
 }

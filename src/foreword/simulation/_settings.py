@@ -4,21 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from inspect import signature
+from typing import Any
 
 from foreword._errors import ParameterError
 from foreword.scheduling import Policy, Router, make_policy, make_router
+from foreword.simulation._cost import CostModel
 from foreword.simulation._trace import Trace
 
 
-def policy_maker(policy: str | Callable[[], Policy], seed: int) -> Callable[[], Policy]:
-    """What makes a fresh policy; one that takes a seed and was not given one gets this.
+def policy_maker(
+    policy: str | Callable[[], Policy], seed: int, cost: CostModel | None = None
+) -> Callable[[], Policy]:
+    """What makes a fresh policy.
+
+    One by name that takes a seed, or the machine's `compute_per_token` and `memory_per_kv_token`,
+    gets them from here if its text does not say otherwise.
 
     Raises:
         ParameterError: no policy of this name, or an impossible setting.
     """
     if not isinstance(policy, str):
         return policy
-    settings = {"seed": seed} if _draws(type(make_policy(policy)), policy) else {}
+    known: dict[str, Any] = {"seed": seed}
+    if cost is not None and cost.compute_per_token and cost.memory_per_kv_token:
+        known["compute_per_token"] = cost.compute_per_token
+        known["memory_per_kv_token"] = cost.memory_per_kv_token
+    settings = _wanted(type(make_policy(policy)), policy, known)
     return lambda: make_policy(policy, **settings)
 
 
@@ -31,7 +42,7 @@ def router_for(router: str | Router, seed: int) -> Router:
     if not isinstance(router, str):
         return router
     made = make_router(router)
-    return make_router(router, seed=seed) if _draws(type(made), router) else made
+    return make_router(router, **_wanted(type(made), router, {"seed": seed}))
 
 
 def check_fits(trace: Trace, cache_tokens: int, *, answers: bool) -> None:
@@ -54,6 +65,8 @@ def check_fits(trace: Trace, cache_tokens: int, *, answers: bool) -> None:
             )
 
 
-def _draws(kind: type, text: str) -> bool:
+def _wanted(kind: type, text: str, known: dict[str, Any]) -> dict[str, Any]:
+    """Those of the known settings that a class takes and its text does not give."""
     given = [part.partition("=")[0].strip() for part in text.partition(":")[2].split(",")]
-    return "seed" in signature(kind).parameters and "seed" not in given
+    takes = signature(kind).parameters
+    return {name: v for name, v in known.items() if name in takes and name not in given}

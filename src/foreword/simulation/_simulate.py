@@ -56,6 +56,7 @@ def simulate(
 
     Args:
         policy: a name as `make_policy` takes it, or what makes a policy: each worker has its own.
+            One by name that weighs computing against reading weighs them as `cost` does.
         cost: what a step takes.
         worker: the limits of each worker.
         workers: how many there are.
@@ -74,7 +75,7 @@ def simulate(
     started = time.perf_counter()
     _check(workers, until, window, report_delay)
     check_fits(trace, worker.cache_tokens, answers=True)
-    make = policy_maker(policy, seed)
+    make = policy_maker(policy, seed, cost)
     if router is None and workers > 1:
         router = "round-robin"
     cluster = _Cluster(
