@@ -148,7 +148,7 @@ class FakeDoor:
         self.runners[candidate.id] = candidate
         self.admitted.append(candidate.id)
         self._make_room()
-        tokens = min(candidate.tokens, missing * self.unit)
+        tokens = candidate.tokens - min(candidate.tokens, len(found) * self.unit)
         self.computed += tokens
         return tokens
 

@@ -161,8 +161,8 @@ def dlpm_bound(
     Args:
         quantum: Q, credit per refill.
         longest_input: L_input, tokens of the longest prompt.
-        most_running_tokens: M, the most tokens that fit in a running batch; those of preempted
-            requests count.
+        most_running_tokens: M, the most tokens that fit in a running batch, prompts and answers;
+            those of preempted requests count.
 
     Raises:
         ParameterError: a quantum that is not above 0, another argument below 0.

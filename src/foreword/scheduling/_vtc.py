@@ -133,8 +133,8 @@ def vtc_bound(
 
     Args:
         longest_input: L_input, tokens of the longest prompt.
-        most_running_tokens: M, the most tokens that fit in a running batch; those of preempted
-            requests count.
+        most_running_tokens: M, the most tokens that fit in a running batch, prompts and answers;
+            those of preempted requests count.
 
     Raises:
         ParameterError: an argument below 0.
