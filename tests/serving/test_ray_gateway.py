@@ -13,6 +13,7 @@ pytest.importorskip("ray.serve")
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.*")
 
 from ray.exceptions import ActorUnavailableError  # noqa: E402
+from ray.serve.exceptions import BackPressureError  # noqa: E402
 
 from foreword._errors import ParameterError, PromptError  # noqa: E402
 from foreword.engine import LLM, SamplingParams  # noqa: E402
@@ -153,6 +154,11 @@ class Handle:
         return Chunks(self.deaths.pop(0) if self.deaths else None)
 
 
+class FullHandle(Handle):
+    async def _generate(self, request):
+        raise BackPressureError(num_queued_requests=7, max_queued_requests=7)
+
+
 class Chunks:
     """Ten tokens of two answers in turn."""
 
@@ -232,6 +238,9 @@ def test_http():
     assert "prompt is missing" in answer["error"]["message"]
     for path, body in [("/v1/models", "{}"), ("/v1/completions", "[]"), ("/v1/completions", "{")]:
         assert http(path, body)[0] == 400
+    status, answer = http("/v1/completions", '{"prompt": "x"}', FullHandle())
+    assert (status, answer["error"]["type"]) == (503, "server_error")
+    assert "later" in answer["error"]["message"]
     status, answer = http("/v1/completions", '{"prompt": "x"}', Handle(0, 0))
     assert (status, answer["error"]["type"]) == (503, "server_error")
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from foreword.serving.ray._app import serve_app
 from foreword.serving.ray._batch_job import RayBatchError, RayBatchReport, run_ray_batch
 from foreword.serving.ray._checks import MissingRay
-from foreword.serving.ray._gateway import ReplicasLost
+from foreword.serving.ray._gateway import ReplicasFull, ReplicasLost
 from foreword.serving.ray._paths import PathMaker
 from foreword.serving.ray._shards import Shard, ShardPlan, plan_shards
 
@@ -24,6 +24,7 @@ __all__ = [
     "PathMaker",
     "RayBatchError",
     "RayBatchReport",
+    "ReplicasFull",
     "ReplicasLost",
     "Shard",
     "ShardPlan",

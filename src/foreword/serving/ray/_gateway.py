@@ -22,6 +22,10 @@ class ReplicasLost(ForewordError):  # noqa: N818 - it names what happened
     """Every replica that a request was sent to died, or could not be reached, while answering."""
 
 
+class ReplicasFull(ForewordError):  # noqa: N818 - it names what happened
+    """No replica has room, and as many requests wait as may (`max_queued_requests`)."""
+
+
 class Gateway:
     """Hands requests to the replicas and asks again where one dies while it answers.
 
@@ -43,8 +47,10 @@ class Gateway:
         Raises:
             ParameterError, PromptError: the request cannot be run.
             ReplicasLost: all attempts met dying replicas.
+            ReplicasFull: too many requests wait already.
         """
         from ray.exceptions import RayActorError
+        from ray.serve.exceptions import BackPressureError
 
         request = _ready(request)
         for attempt in range(self._attempts):
@@ -53,6 +59,8 @@ class Gateway:
                 return answer
             except RayActorError:
                 await asyncio.sleep(_PAUSE * 2**attempt)
+            except BackPressureError as error:
+                raise _full(error) from None
         raise self._lost()
 
     async def stream(self, request: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
@@ -61,8 +69,10 @@ class Gateway:
         Raises:
             ParameterError, PromptError: the request cannot be run.
             ReplicasLost: all attempts met dying replicas.
+            ReplicasFull: too many requests wait already.
         """
         from ray.exceptions import RayActorError
+        from ray.serve.exceptions import BackPressureError
 
         request = _ready(request)
         sent: Counter[int] = Counter()
@@ -79,6 +89,8 @@ class Gateway:
                 return
             except RayActorError:
                 await asyncio.sleep(_PAUSE * 2**attempt)
+            except BackPressureError as error:
+                raise _full(error) from None
             finally:
                 chunks.cancel()  # does nothing to one that has ended
         raise self._lost()
@@ -86,7 +98,7 @@ class Gateway:
     async def __call__(self, http: Request) -> Response:
         """POST to /v1/completions or /v1/chat/completions, answered in one piece.
 
-        What cannot be run is answered with 400, replicas that all died with 503.
+        What cannot be run is answered with 400; where replicas died or are full, with 503.
         """
         from starlette.responses import JSONResponse
 
@@ -99,7 +111,7 @@ class Gateway:
         try:
             return JSONResponse(await self.generate({"url": url, "body": body}))
         except ForewordError as error:
-            status = 503 if isinstance(error, ReplicasLost) else 400
+            status = 503 if isinstance(error, (ReplicasLost, ReplicasFull)) else 400
             kind = "server_error" if status == 503 else "invalid_request_error"
             said = {"message": _plain(error), "type": kind, "param": None, "code": None}
             return JSONResponse({"error": said}, status_code=status)
@@ -109,6 +121,11 @@ class Gateway:
             f"{self._attempts} replicas were lost while they answered: see Ray's logs for why, and "
             "send the request again"
         )
+
+
+def _full(error: Exception) -> ReplicasFull:
+    said = str(error).rstrip(".")
+    return ReplicasFull(f"the replicas are full ({said}): send the request again later")
 
 
 def _ready(request: Any) -> dict[str, Any]:
