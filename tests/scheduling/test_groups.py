@@ -327,6 +327,19 @@ def test_exact_is_the_least_where_edges_are_long() -> None:
     assert better > 20
 
 
+def test_exact_where_two_branches_bend_out_of_order() -> None:
+    # The cost of one branch bends at a greater depth than that of the branch behind it.
+    given = items(
+        "0000000911911191190009",
+        "0000000911909",
+        "00000009",
+        "0000000911909",
+        "00000009119111911911111119",
+    )
+    plan = find_groups(given, global_level=False)
+    assert plan.computed_tokens == least_by_table(given) == 48
+
+
 def test_greedy_is_the_rule_where_edges_are_long() -> None:
     depths = set()
     for seed in range(100):
