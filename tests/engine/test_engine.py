@@ -123,7 +123,9 @@ def test_answers_end_where_the_context_ends(loaded_model):
 
 def test_no_memory_for_one_request(loaded_model):
     llm = LLM(loaded_model(SHAPE), kv_memory=TOKEN_BYTES * 40)
-    with pytest.raises(ForewordError, match=r"cache holds 32: give a kv_memory of at least \d+ bytes"):
+    with pytest.raises(
+        ForewordError, match=r"cache holds 32: give a kv_memory of at least \d+ bytes"
+    ):
         llm.generate(_text(random.Random(0), 30), SamplingParams(max_tokens=10))
     assert llm.generate([1, 2, 3], SamplingParams(max_tokens=2))[0].error is None
 

@@ -94,6 +94,8 @@ def test_as_many_tenants_as_prompts(loaded_model):
     llm = LLM(loaded_model(SHAPE), kv_memory="1MiB")
     with pytest.raises(ParameterError, match="2 prompts but 1 tenants"):
         llm.generate([[1], [2]], tenants=["a"])
+    with pytest.raises(ParameterError, match="2 prompts but 1 tenants"):
+        list(llm.as_completed([[1], [2]], tenants=["a"]))
 
 
 def test_the_policy_of_the_documentation_runs():

@@ -99,11 +99,9 @@ class LLM:
             Interrupted: Ctrl-C; carries what there is.
         """
         many = _pair(as_many(prompts), params)
-        if tenants is not None and len(tenants) != len(many):
-            raise ParameterError(f"{len(many)} prompts but {len(tenants)} tenants")
+        payers = _payers(tenants, len(many))
         ids = [self.encode(prompt, f"prompt {i}") for i, (prompt, _) in enumerate(many)]
         self.engine.reset()
-        payers = tenants or [""] * len(many)
         requests = [
             self._add(i, p, one, tenant)
             for i, (p, (_, one), tenant) in enumerate(zip(ids, many, payers, strict=True))
@@ -122,6 +120,7 @@ class LLM:
         prompts: Sequence[Prompt],
         params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
+        tenants: Sequence[str] | None = None,
         on_progress: Callable[[Progress], None] | None = None,
     ) -> Iterator[Result]:
         """Answer many prompts, each result as soon as it is there (`Result.index` says which).
@@ -132,9 +131,12 @@ class LLM:
         self.engine.reset()
         requests: list[Request] = []
         order: dict[int, int] = {}
-        for i, (prompt, one) in enumerate(_pair(as_many(prompts), params)):
+        many = _pair(as_many(prompts), params)
+        for i, ((prompt, one), tenant) in enumerate(
+            zip(many, _payers(tenants, len(many)), strict=True)
+        ):
             try:
-                request = self._add(i, self.encode(prompt, f"prompt {i}"), one)
+                request = self._add(i, self.encode(prompt, f"prompt {i}"), one, tenant)
             except ForewordError as error:
                 yield Result(index=i, prompt_tokens=0, outputs=(), error=str(error))
                 continue
@@ -223,6 +225,14 @@ def _pair(
     if len(params) != len(prompts):
         raise ParameterError(f"{len(prompts)} prompts but {len(params)} sampling parameters")
     return list(zip(prompts, params, strict=True))
+
+
+def _payers(tenants: Sequence[str] | None, prompts: int) -> Sequence[str]:
+    if tenants is None:
+        return [""] * prompts
+    if len(tenants) != prompts:
+        raise ParameterError(f"{prompts} prompts but {len(tenants)} tenants")
+    return tenants
 
 
 def _result(request: Request, index: int) -> Result:
