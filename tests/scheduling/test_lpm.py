@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from foreword import ForewordError
-from foreword.scheduling import Candidate, LongestPrefixMatch
+from foreword.scheduling import Candidate, LongestPrefixMatch, make_policy
 from tests.scheduling.doors import FakeDoor, candidate
 
 
@@ -95,13 +95,17 @@ def test_of_equal_matches_the_earlier_request_goes_first() -> None:
     assert door.admitted == [1, 2, 3]
 
 
-def test_what_a_returning_request_computes_counts() -> None:
-    policy, door = LongestPrefixMatch(), FakeDoor()
+@pytest.mark.parametrize("name", ["lpm", "dlpm"])
+def test_what_a_returning_request_computes_counts(name: str) -> None:
+    policy, door = make_policy(name), FakeDoor(capacity=10)
+    door.offer(candidate(0, [7] * 9))
     policy.add(candidate(2, [1, 1]))
     policy.add(candidate(3, [8, 8, 8]))
-    policy.add(candidate(0, [8, 8], preempted=True))
+    policy.admit(door)  # nobody finds room, and nobody matches anything
+    door.leave(0)
+    policy.add(candidate(1, [8, 8], preempted=True))
     policy.admit(door)
-    assert door.admitted == [0, 3, 2]
+    assert door.admitted == [0, 1, 3, 2]
 
 
 def test_whoever_finds_no_room_keeps_the_others_waiting() -> None:

@@ -35,6 +35,26 @@ def test_the_tenant_served_least_goes_first() -> None:
     assert policy.counters == {"a": 10, "b": 6}
 
 
+def test_of_equal_counters_the_earlier_request_goes_first() -> None:
+    policy, door = VirtualTokenCounter(), FakeDoor()
+    add(policy, (0, "b", 1), (1, "a", 1), (2, "a", 1), (3, "b", 1))
+    policy.admit(door)
+    assert door.admitted == [0, 1, 2, 3]
+
+
+def test_requests_taken_back_from_the_middle_of_a_line() -> None:
+    policy, door = VirtualTokenCounter(), FakeDoor()
+    add(policy, (0, "a", 1), (1, "a", 1), (2, "a", 1), (3, "a", 1), (4, "b", 9))
+    policy.remove(1)
+    policy.remove(3)
+    policy.admit(door)
+    assert door.admitted == [0, 4, 2]
+    add(policy, (5, "a", 1))
+    policy.remove(5)
+    policy.admit(door)
+    assert len(policy) == 0
+
+
 def test_cached_prompts_are_charged_in_full_and_tokens_by_their_weight() -> None:
     policy, door = VirtualTokenCounter(input_weight=3, output_weight=4), FakeDoor()
     door.keep([0, 0])
