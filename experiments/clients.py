@@ -32,18 +32,21 @@ KINDS: dict[str, dict[str, tuple[type[Client], float, dict[str, Any]]]] = {
 }
 
 
-def misbehaving(kind: str, how: str, *, workers: int, seconds: float, seed: int) -> Trace:
+def misbehaving(
+    kind: str, how: str, *, workers: int, seconds: float, seed: int, load: float = 1.0
+) -> Trace:
     """Four clients of a kind; the greedy one sends more requests (S1) or longer prefixes (S2).
 
-    What they send grows with the number of workers, so the load of each stays the same.
+    What they send grows with the number of workers, so the load of each stays the same; `load` is
+    a factor on it.
     """
     make, rate, more = KINDS[kind][how]
     clients: list[Client] = []
     for number in range(4):
         client: Any = make(
             tenant=f"modest-{number}" if number else GREEDY,
-            programs=max(1, round(rate * workers * seconds)),
-            rate=rate * workers,
+            programs=max(1, round(rate * load * workers * seconds)),
+            rate=rate * load * workers,
             **more,
         )
         if not number:
