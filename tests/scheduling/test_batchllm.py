@@ -90,6 +90,12 @@ class TestOrder:
         unheld = order_of(batch(texts, max_output=10), order="flat", global_level=False)
         assert unheld == [3, 0, 1, 2]
 
+    def test_flat_keeps_a_tree_without_inner_groups_together(self) -> None:
+        # p1 alone would have the best ratio of all, p2 the worst; q lies between p as a whole.
+        p1, p2 = letters(0, "pppp1", max_output=50), letters(1, "pppp2", max_output=1)
+        q = letters(2, "q", max_output=9)
+        assert order_of([p1, q, p2], order="flat") == [2, 0, 1]
+
     def test_scopes_are_apart(self) -> None:
         one = [letters(id, f"aaaa{id}", scope="x") for id in range(2)]
         two = [letters(id, f"aaaa{id}", scope="y") for id in range(2, 4)]
@@ -187,25 +193,23 @@ class TestHolds:
 
     @pytest.mark.parametrize("back", [False, True])
     def test_a_held_prefix_gives_way_when_nobody_runs(self, back: bool) -> None:
-        # In flat order another tree's turn comes while "a" * 30 is held for its last member; so
-        # it does for one that was preempted. 30 + 65 tokens are more than there are.
-        texts = ["a" * 30 + "1", "a" * 30 + "2" * 40, "b" * 65]
-        given = batch(texts[:2], max_output=10)
-        large = letters(2, texts[2], max_output=17, preempted=back)
+        # In flat order a stranger's turn comes between two groups while the global prefix of both
+        # is held; one that was preempted comes at any time. 30 + 65 tokens are more than there are.
+        head = "a" * 30
+        inner = [head + "xx1", head + "xx2", head + "y" * 30 + "1", head + "y" * 30 + "2"]
+        stranger = letters(9, "b" * 65, max_output=100, preempted=back)
         door = FakeDoor(capacity=80, seats=1)
-        policy = policy_of(given if back else [*given, large], order="flat")
-        policy.admit(door)
-        assert door.admitted == [0]
-        door.leave(0)
-        policy.left(0, "finished")
-        if back:
-            policy.add(large)
-        policy.admit(door)
-        assert door.admitted == [0, 2]
-        door.leave(2)
-        policy.left(2, "finished")
-        policy.admit(door)
-        assert door.admitted == [0, 2, 1]
+        policy = policy_of(batch(inner, max_output=10), order="flat")
+        if not back:
+            policy.add(stranger)
+        expected = [0, 9, 1, 2, 3] if back else [0, 1, 9, 2, 3]
+        for turn, id in enumerate(expected, 1):
+            policy.admit(door)
+            assert door.admitted == expected[:turn]
+            door.leave(id)
+            policy.left(id, "finished")
+            if back and turn == 1:
+                policy.add(stranger)
 
     def test_a_prefix_that_stays_is_not_computed_again(self) -> None:
         # A stranger with as many tokens as the cache can spare runs between two members.

@@ -71,6 +71,16 @@ class TestByHand:
         assert [group.parent for group in plan.groups] == [-1, 0, 0]
         assert plan.group_of == (1, 2, -1, 1, 2, 1)
 
+    def test_what_has_no_group_inside_is_a_group_like_others(self) -> None:
+        given = items("ppp1", "ppp2", "qqq1", "qqq2", "ss1", "ssrr2", "ssrr3")
+        plan = find_groups(given)
+        assert {(group.elements, group.is_global) for group in plan.groups} == {
+            (3, False),
+            (2, True),
+            (4, False),
+        }
+        assert plan.computed_tokens == (3 + 2) * 2 + 2 + 1 + 2 + 2
+
     def test_memory_numbers(self) -> None:
         plan = find_groups(self.GIVEN)
         assert plan.longest == 7

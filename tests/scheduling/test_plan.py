@@ -64,12 +64,17 @@ def test_wanted_memory_is_never_below_the_least() -> None:
 
 def test_blocks_are_counted_in_tokens() -> None:
     given = [Candidate(k, [1, 2, 3 + k], 25, 5) for k in range(3)]
-    report = report_plan(given, unit=10, global_level=False)
+    report = report_plan(given, unit=10)
     assert report.computed_tokens == 20 + 3 * 5
     assert report.least_memory == 30
     assert report.wanted_memory == 20 + 3 * (5 + 5)
-    # As the global level the prefix stays anyway, and its requests need not run together.
-    assert report_plan(given, unit=10).wanted_memory == 30
+
+
+def test_a_global_group_is_not_wanted_as_a_whole() -> None:
+    given = [letters(k, f"ss{k}") for k in range(5)]
+    assert report_plan(given).wanted_memory == 2 + 5 * 11
+    pair = [letters(5 + k, f"ssabcd{k}", max_output=1) for k in range(2)]
+    assert report_plan([*given, *pair]).wanted_memory == 13  # "ss1", with its answer
 
 
 def test_scopes_are_apart() -> None:

@@ -24,7 +24,7 @@ class Group:
         members: indices of its requests, depth first; without those of groups further down.
         parent: index of the group whose prefix is the longest one that this prefix begins with,
             -1 if there is none.
-        is_global: it is the prefix of a whole tree and stays for as long as the tree runs.
+        is_global: it is what a whole tree begins with, and other groups lie inside of it.
     """
 
     scope: Hashable
@@ -156,12 +156,14 @@ def plan_groups(
         if group >= 0:
             members[group].append(index)
     distinct += sum(forest.edge(node) for node in range(len(forest)))
+    outer = set(parents)
     groups = []
     widest = 0
-    for node, parent, inside in zip(nodes, parents, members, strict=True):
+    for number, (node, parent, inside) in enumerate(zip(nodes, parents, members, strict=True)):
         tokens = forest.tokens[node]
-        is_global = global_level and forest.parent[node] < 0
-        computed += tokens if is_global else tokens - base[node]
+        at_the_top = global_level and forest.parent[node] < 0
+        computed += tokens if at_the_top else tokens - base[node]
+        is_global = at_the_top and number in outer
         if not is_global:
             widest = max(widest, tokens + sum(lengths[index] - tokens for index in inside))
         scope = scopes[forest.order[forest.low[node]]]
