@@ -260,6 +260,15 @@ def test_other_calls_and_other_routers_are_routed_too():
     run(test)
 
 
+def test_strangers_are_left_to_ray():
+    async def test():
+        router = build(Replica("a"))
+        strangers = [Replica("b"), Replica("c")]
+        assert await router.choose_replicas(strangers, ask("x" * 40)) == [strangers]
+
+    run(test)
+
+
 def test_a_choice_that_is_only_looked_at_is_not_booked():
     async def test():
         a = Replica("a")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, RunningReplica
 
-from foreword.scheduling import Candidate, make_router
+from foreword.scheduling import Candidate, NoWorkerError, make_router
 from foreword.serving.ray._accounts import Accounts
 from foreword.serving.ray._paths import PathMaker
 
@@ -72,7 +72,10 @@ class D2LPMRequestRouter(RequestRouter):
             return [candidate_replicas]
         before = self._choices.get(id(pending_request))
         candidate = before.candidate if before else self._candidate(pending_request)
-        chosen = self._router.route(candidate, free.keys())
+        try:
+            chosen = self._router.route(candidate, free.keys())
+        except NoWorkerError:  # an error here would lose the request
+            return [candidate_replicas]
         assert isinstance(chosen, ReplicaID)
         if id(pending_request) in self._choices and (before is None or before.replica != chosen):
             self._withdraw(before)
