@@ -151,7 +151,7 @@ class BatchLLM(LinePolicy):
 
     def _next(self, unit: int) -> Candidate:
         """Whose turn it is, by the old plan or a new one."""
-        while self._queue and self._queue[-1] not in self._line:
+        while self._queue and self._queue[-1] not in self._chains:
             self._queue.pop()  # taken back
         newcomers = len(self._line) - len(self._chains)
         if newcomers * _NEWCOMERS >= len(self._line) and not self._inside_group():

@@ -78,8 +78,8 @@ def find_groups(
 ) -> GroupPlan:
     """Find the prefixes worth computing once for a group of requests.
 
-    Costs O(n log n) for n requests, and one pass over their paths. No requests: a plan without
-    groups.
+    Mutates nothing. Costs O(n log n) for n requests, and one pass over their paths. No requests: a
+    plan without groups.
 
     Args:
         items: per request its path and its length in tokens.
