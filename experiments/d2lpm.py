@@ -44,13 +44,13 @@ FEW = (OURS[0], ROUND_ROBIN, AFFINITY[0], VTC)
 SWEEP = (2000, 5000, 10_000, 20_000, 40_000, 160_000, math.inf)
 
 LOADS = {
-    # The modest ask for about their share, the greedy for several times theirs.
+    # The modest ask for more than their share, so Jain's index compares what they get.
     "trees S1": 1.0,
-    "trees S2": 0.4,
+    "trees S2": 1.0,
     "judge S1": 0.4,
     "judge S2": 0.6,
-    "documents S1": 0.3,
-    "documents S2": 0.3,
+    "documents S1": 1.0,
+    "documents S2": 1.0,
     "chat S1": 0.5,
 }
 SECONDS = 20.0
