@@ -181,6 +181,17 @@ class TestHolds:
         policy.admit(door)
         assert door.admitted == [0, 2, 3]
 
+    def test_one_that_was_taken_back_may_come_again(self) -> None:
+        given = batch(["pppp1", "pppp2", "pppp3", "q"])
+        policy = policy_of(given, order="tree")
+        door = FakeDoor(seats=1)
+        policy.admit(door)
+        policy.remove(1)
+        policy.add(given[1])
+        door.most_seats = 9
+        policy.admit(door)
+        assert sorted(door.admitted) == [0, 1, 2, 3]
+
     def test_preemption_means_that_memory_is_out(self) -> None:
         door = FakeDoor(seats=1)
         policy = policy_of(batch(["pppp1", "pppp2"]))
