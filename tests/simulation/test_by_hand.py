@@ -95,6 +95,28 @@ def test_until_cuts_it_off() -> None:
     assert result.generated_tokens == 2
 
 
+LONG = trace(ask(0.0, (0,), 1, 10), unit=100)
+"""Writes a token every second from 1 to 10, all but the first in one jump."""
+
+
+def test_until_cuts_a_jump_off() -> None:
+    result = simulate(LONG, cost=SECOND, worker=CONFIG, until=5.5)
+    assert result.records[0].output == result.generated_tokens == 5
+    assert result.service == {"": 1 + 2 * 5}
+
+
+def test_windows_that_end_inside_a_jump() -> None:
+    result = simulate(LONG, cost=SECOND, worker=CONFIG, window=3.4)
+    assert result.windows == [{"": 1 + 2 * 3}, {"": 2 * 3}, {"": 2 * 4}]
+
+
+def test_who_comes_as_a_step_ends_is_in_the_next() -> None:
+    asked = trace(ask(0.0, (0,), 1, 10), ask(3.0, (1,), 1, 1), ask(3.5, (2,), 1, 1))
+    result = simulate(asked, cost=SECOND, worker=WorkerConfig(100, seats=3))
+    assert [record.admitted for record in result.records] == [0, 3, 4]
+    assert [record.finished for record in result.records] == [10, 4, 5]
+
+
 def test_service_by_windows() -> None:
     result = simulate(TWO, cost=SECOND, worker=CONFIG, window=1.5)
     # Charged when admitted: 6 at 0, 1 at 1; written at 2, 2, 3, 3, 4. The last window is cut off.
@@ -145,3 +167,34 @@ def test_routers_hear_of_dispatch_end_and_eviction() -> None:
         ("dispatched", 1, 3),
         ("finished", 1, 3, 1),
     ]  # fmt: skip
+
+
+def test_preempted_with_its_prompt_half_computed() -> None:
+    """A cache of 12, steps of 2. B has 4 of its 6 tokens at 5, when A needs the thirteenth place.
+
+    A fills up what B leaves, and at 7 evicts the 4 too. B comes back at 8, when A is done.
+    """
+    asked = trace(ask(0.0, (1, 2), 2, 8, "a"), ask(0.0, (3, 4, 5, 6, 7, 8), 6, 1, "b"))
+    result = simulate(asked, cost=SECOND, worker=WorkerConfig(12, seats=2, step_tokens=2))
+    first, second = result.records
+    assert (first.first_token, first.finished, first.computed) == (1, 8, 2)
+    assert (second.admitted, second.first_token, second.computed) == (0, 11, 4 + 6)
+    assert (second.preemptions, result.recomputed_tokens) == (1, 0)
+    assert result.service == {"a": 2 + 2 * 8, "b": (6 - 2) + 6 + 2}
+
+
+def test_a_prompt_shares_what_is_split_off_for_it() -> None:
+    """B splits the text that A goes on reading; what both have is read once."""
+    asked = trace(ask(0.0, (1, 2, 3), 3, 5), ask(1500.0, (1, 2, 9), 3, 1))
+    result = simulate(asked, cost=MEMORY, worker=WorkerConfig(100, seats=2))
+    # A reads 3, 4, 5, 6, 7; B 3 in the third step, 2 of them with A.
+    assert result.makespan == 5000 + 3 + 4 + (5 + 1) + 6 + 7
+
+
+def test_a_half_computed_block_that_is_split_off() -> None:
+    """Blocks of 4, steps of 3. B splits A's text behind its first block, of which 3 are there."""
+    asked = trace(ask(0.0, (1, 2, 3), 12, 1), ask(0.5, (1, 5), 8, 1), unit=4)
+    result = simulate(asked, cost=SECOND, worker=WorkerConfig(100, seats=2, step_tokens=3))
+    first, second = result.records
+    assert (first.computed, second.computed) == (12, 4)
+    assert (first.first_token, second.first_token) == (4, 6)

@@ -205,6 +205,11 @@ def test_what_policies_are_told_of_lengths() -> None:
     asked = trace(ask(0, (1,), 1, 5), ask(0, (2,), 1, 2, max_output=9))
     simulate(asked, policy=Ears, cost=SECOND, worker=WorkerConfig(100, step_tokens=500))
     assert lengths == [5, 9]
+    # Put back in line with 2 tokens written, as `test_preemption` works out: 2 of 4 may follow.
+    lengths.clear()
+    crowd = trace(ask(0, (0, 1), 2, 4), ask(0, (2, 3), 2, 4))
+    simulate(crowd, policy=Ears, cost=SECOND, worker=WorkerConfig(6, seats=2, step_tokens=8))
+    assert lengths == [4, 4, 2]
 
 
 def test_a_policy_that_admits_nobody_does_not_stop_the_desk() -> None:

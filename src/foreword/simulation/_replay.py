@@ -53,8 +53,7 @@ def replay(
         order.append(guest.arrival)
         for node in tree.path(guest.lease):
             if node.pending:
-                computed += min(node.end * unit, guest.prompt)
-                computed -= (node.start + node.computed) * unit
+                computed += min(node.end * unit, guest.prompt) - node.start * unit
                 tree.commit(node, len(node.tokens))
         desk.produced({guest.arrival: guest.output})
         desk.leave(guest, "finished")
