@@ -11,7 +11,12 @@ from hypothesis import strategies as st
 from foreword._errors import ParameterError
 from foreword.scheduling._blend_tree import Prompt, grow_tree
 from foreword.scheduling._density import Expected, Resources, split_memory
-from foreword.scheduling._output_estimates import choose_samples, expected_output, spread_outputs
+from foreword.scheduling._output_estimates import (
+    Sighting,
+    choose_samples,
+    expected_output,
+    spread_outputs,
+)
 
 SIMPLE = Resources(compute_per_token=2.0, memory_per_kv_token=0.5)
 
@@ -85,7 +90,8 @@ def test_a_subtree_without_samples_takes_its_siblings_mean() -> None:
         prompt(3, 9),  # 5: alone below the root
     ]
     root, leaves = grow_tree(prompts, 1)
-    spread_outputs(root, [(leaves[0], 10), (leaves[4], 1000)])
+    seen = [(leaves[0], Sighting(prompts[0], 10)), (leaves[4], Sighting(prompts[4], 1000))]
+    spread_outputs(root, seen)
     assert expected_output(leaves[1]) == Expected(10, 100)
     assert expected_output(leaves[2]) == Expected(10, 100)
     assert expected_output(leaves[3]) == Expected(10, 100)
@@ -94,9 +100,22 @@ def test_a_subtree_without_samples_takes_its_siblings_mean() -> None:
     assert expected_output(leaves[0]) is None
 
 
+def test_samples_that_still_write_count_as_long_as_it_looks() -> None:
+    prompts = [prompt(1, 5), prompt(1, 6), prompt(1, 7)]
+    root, leaves = grow_tree(prompts, 1)
+    young = Sighting(prompts[0], 3, done=False, guess=50)
+    old = Sighting(prompts[1], 40, done=False, guess=50)
+    spread_outputs(root, [(leaves[0], young), (leaves[1], old)])
+    assert expected_output(leaves[2]) == Expected((50 + 80) / 2, (50**2 + 80**2) / 2)
+    # Once one like them is done, the guess is no longer needed.
+    spread_outputs(root, [(leaves[0], young), (leaves[1], Sighting(prompts[1], 10))])
+    assert expected_output(leaves[2]) == Expected((6 + 10) / 2, (6**2 + 10**2) / 2)
+
+
 def test_other_scopes_teach_only_where_nothing_nearer_does() -> None:
-    root, leaves = grow_tree([prompt(1, 2, scope="a"), prompt(1, 2, scope="b")], 1)
-    spread_outputs(root, [(leaves[0], 7)])
+    prompts = [prompt(1, 2, scope="a"), prompt(1, 2, scope="b")]
+    root, leaves = grow_tree(prompts, 1)
+    spread_outputs(root, [(leaves[0], Sighting(prompts[0], 7))])
     assert expected_output(leaves[1]) == Expected(7, 49)
     assert root.children[0] is not root.children[1]
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from foreword.scheduling._blend_plan import BlendPlan, plan_blend
 from foreword.scheduling._blend_tree import Prompt, grow_tree, shared
 from foreword.scheduling._density import Expected, Resources
+from foreword.scheduling._output_estimates import Sighting
 
 EVEN = Resources(compute_per_token=1.0, memory_per_kv_token=0.1)
 
@@ -159,7 +160,7 @@ def test_splits_keep_what_they_promise(
 
 
 def test_what_is_known_teaches_and_is_not_planned() -> None:
-    known = [(Prompt("", [1, 1, 9], 3), 30), (Prompt("", [2, 9], 2), 2)]
+    known = [Sighting(Prompt("", [1, 1, 9], 3), 30), Sighting(Prompt("", [2, 9], 2), 2)]
     plan = plan_blend(prompts_of([[1, 1, 5], [2, 5], [2, 6]]), [100, 100, 1], known, resources=EVEN)
     found = dict(zip(plan.order, plan.expected, strict=True))
     assert found == {0: Expected(30, 900), 1: Expected(2, 4), 2: Expected(1, 1)}

@@ -28,9 +28,9 @@ class Growth:
         del self._ends[bisect_left(self._ends, entry)]
 
     def peak(self, now: int, end: int) -> int:
-        """Tokens by which memory in use will grow at most from now on, with one request more.
+        """Tokens by which memory in use will grow at most until `end`, with one request more.
 
-        O(running).
+        What comes after that is not the new one's doing. O(running).
 
         Args:
             now: the present step.
@@ -39,22 +39,13 @@ class Growth:
         alive = len(self._ends) + 1
         grown = most = 0
         before = now
-        waiting = True
         for finish, _, held in self._ends:
-            if waiting and finish >= end:
-                grown += (end - before) * alive
-                most = max(most, grown)
-                alive -= 1
-                grown -= end - now
-                before = end
-                waiting = False
+            if finish >= end:
+                break
             if finish > before:
                 grown += (finish - before) * alive
                 most = max(most, grown)
                 before = finish
             alive -= 1
             grown -= held
-        if waiting:
-            grown += (end - before) * alive
-            most = max(most, grown)
-        return most
+        return max(most, grown + (end - before) * alive)

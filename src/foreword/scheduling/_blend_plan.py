@@ -7,6 +7,7 @@ prefix.
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,10 +15,11 @@ from itertools import accumulate, pairwise
 
 from foreword.scheduling._blend_tree import BlendNode, Prompt, bottom_up, grow_tree
 from foreword.scheduling._density import Expected, Resources
-from foreword.scheduling._output_estimates import expected_output, spread_outputs
+from foreword.scheduling._output_estimates import Sighting, expected_output, spread_outputs
 
 MOST_PASSES = 16  # of sort and split; each one makes larger subtrees agree
 LEAST_GAP = 0.02  # share of all work that must lie between two parts before a split is worth it
+GRADES = 1.0  # per doubling of the density; within one of them requests keep their order
 PROBES = 64  # leaves of a subtree that are looked at to see how much of that work is its own
 
 
@@ -65,7 +67,7 @@ class BlendPlan:
 def plan_blend(
     prompts: Sequence[Prompt],
     limits: Sequence[int],
-    known: Sequence[tuple[Prompt, int]] = (),
+    known: Sequence[Sighting] = (),
     *,
     unit: int = 1,
     resources: Resources | None = None,
@@ -77,16 +79,16 @@ def plan_blend(
     Args:
         prompts: those to order.
         limits: by prompt, tokens that its answer may take.
-        known: other prompts, and how long their answers were.
+        known: samples: other prompts, and what is known of their answers.
         unit: tokens that one path element stands for.
         resources: what the machine takes for a token.
         keep_sharing: share of the saved prompt tokens that splits must leave saved.
         guess: share of its limit that an answer is expected to take where nothing is known.
     """
     resources = resources or Resources()
-    root, leaves = grow_tree([*prompts, *(prompt for prompt, _ in known)], unit)
+    root, leaves = grow_tree([*prompts, *(sighting.prompt for sighting in known)], unit)
     here = leaves[: len(prompts)]
-    spread_outputs(root, list(zip(leaves[len(prompts) :], (o for _, o in known), strict=True)))
+    spread_outputs(root, list(zip(leaves[len(prompts) :], known, strict=True)))
     expected = [
         (expected_output(leaf) or Expected.exactly(max(1.0, guess * limit))).capped(limit)
         for leaf, limit in zip(here, limits, strict=True)
@@ -129,11 +131,18 @@ def _sort(root: BlendNode) -> None:
     """Layer-wise sort (Algorithm 1): children by density, the densest first."""
     for node in root.walk():
         if len(node.children) > 1:
-            node.children.sort(key=_thinness)
+            node.children.sort(key=_grade)
 
 
 def _thinness(node: BlendNode) -> float:
     return -node.density
+
+
+def _grade(node: BlendNode) -> int:
+    """A coarse density. Equals stay as they are: with the longest answers strictly first, requests
+    that begin one after the other would all end at the same time.
+    """
+    return -round(GRADES * math.log2(node.density))
 
 
 def _sort_and_split(root: BlendNode, budget: int, resources: Resources) -> int:

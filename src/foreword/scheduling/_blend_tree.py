@@ -7,7 +7,10 @@ others go on is a leaf without tokens of its own. Nothing here recurses: chains 
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from foreword.scheduling._output_estimates import Tally
 
 
 class Prompt(NamedTuple):
@@ -28,7 +31,7 @@ class BlendNode:
         own: tokens of the path that this node adds.
         item: for a leaf, the number of its prompt; -1 for all others.
         compute, memory: seconds that the subtree takes, its distinct tokens computed once.
-        outputs: answers known in the subtree: their number, their sum, the sum of their squares.
+        outputs: what is known of answers in the subtree; None if nothing is.
     """
 
     __slots__ = ("children", "compute", "end", "item", "memory", "outputs", "own", "parent")
@@ -41,7 +44,7 @@ class BlendNode:
         self.item = item
         self.compute = 0.0
         self.memory = 0.0
-        self.outputs = (0, 0.0, 0.0)
+        self.outputs: Tally | None = None
 
     @property
     def density(self) -> float:

@@ -7,6 +7,7 @@ what a policy's order alone is worth to a cache.
 from foreword.simulation._cost import PRESETS, CostModel
 from foreword.simulation._guest import Record
 from foreword.simulation._ledger import jain_index
+from foreword.simulation._mixes import KINDS, RequestKind, blend_mix, draw_mix
 from foreword.simulation._optimum import optimum_seconds
 from foreword.simulation._read import read_trace
 from foreword.simulation._replay import replay
@@ -30,6 +31,7 @@ from foreword.simulation._trace import Trace, TraceError, TraceRequest
 from foreword.simulation._worker import WorkerConfig
 
 __all__ = [
+    "KINDS",
     "PRESETS",
     "Client",
     "Conversations",
@@ -39,6 +41,7 @@ __all__ = [
     "Percentiles",
     "Record",
     "ReplayResult",
+    "RequestKind",
     "SharedPrompt",
     "SimulationResult",
     "TenantResult",
@@ -47,6 +50,8 @@ __all__ = [
     "TraceRequest",
     "TreesOfThought",
     "WorkerConfig",
+    "blend_mix",
+    "draw_mix",
     "jain_index",
     "optimum_seconds",
     "read_trace",
