@@ -39,7 +39,11 @@ def test_tokens_are_counted_in_units_and_never_beyond_the_length():
     guest.unit = 500  # the last block is not full
     desk.add(guest)
     desk.admit()
-    assert policy.offers == [(0, 1500)]
+    other = visitor(1, 1, 2, 4)
+    other.unit = 500
+    desk.add(other)
+    desk.admit()
+    assert policy.offers == [(0, 1500), (1, 1500 - 2 * 512)]
 
 
 def test_seats_and_memory_limit_and_a_refused_offer_changes_nothing():

@@ -188,7 +188,7 @@ class Desk(Generic[G]):
                 return None
             tree.clear()  # alone, and still no room: fragments of old texts are in the way
             guest.lease = tree.acquire(guest.namespace, guest.tokens, room=guest.room)
-        missing = min(guest.length, (len(guest.tokens) - match.length) * self._unit)
+        missing = guest.length - min(guest.length, match.length * self._unit)
         arrival = guest.arrival
         if arrival not in self._seated:
             self._seated[arrival] = self._next_seat
