@@ -164,20 +164,39 @@ def test_a_full_replica_is_passed_over_and_a_full_cluster_is_asked_again():
     run(test)
 
 
-def test_a_cancelled_request_leaves_no_trace():
+@pytest.mark.parametrize("known", [True, False])
+def test_a_cancelled_request_leaves_no_trace(known):
     async def test():
         a = Replica("a", room=1)
         a.ongoing = 1
         router = build(a)
-        await asyncio.sleep(0.05)
+        if known:  # that it is full; else the request is booked there before it is found out
+            await asyncio.sleep(0.05)
         waiting = asyncio.create_task(send(router, ask("x" * 40)))
         await asyncio.sleep(0.05)
+        assert queues(router) == {"a": 0 if known else 1}
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):
             await waiting
         assert queues(router) == {"a": 0}
         assert not router._choices
         assert not router._sent
+
+    run(test)
+
+
+def test_a_choice_that_turned_out_full_is_taken_back():
+    async def test():
+        a, b = Replica("a", room=1), Replica("b", room=1)
+        a.ongoing = b.ongoing = 1
+        router = build(a, b)
+        waiting = asyncio.create_task(send(router, ask("x" * 40)))
+        await asyncio.sleep(0.05)
+        assert queues(router) == {"a": 1, "b": 0}
+        b.ongoing = 0
+        router.decrement_queue_len_cache(b.replica_id)
+        assert await asyncio.wait_for(waiting, 5) == "b"
+        assert queues(router) == {"a": 0, "b": 1}
 
     run(test)
 
