@@ -194,7 +194,10 @@ def test_a_prompt_shares_what_is_split_off_for_it() -> None:
 def test_a_half_computed_block_that_is_split_off() -> None:
     """Blocks of 4, steps of 3. B splits A's text behind its first block, of which 3 are there."""
     asked = trace(ask(0.0, (1, 2, 3), 12, 1), ask(0.5, (1, 5), 8, 1), unit=4)
-    result = simulate(asked, cost=SECOND, worker=WorkerConfig(100, seats=2, step_tokens=3))
+    config = WorkerConfig(100, seats=2, step_tokens=3)
+    result = simulate(asked, cost=SECOND, worker=config)
     first, second = result.records
     assert (first.computed, second.computed) == (12, 4)
     assert (first.first_token, second.first_token) == (4, 6)
+    pairs = sum(range(1, 13)) + sum(range(5, 9))
+    assert simulate(asked, cost=COMPUTE, worker=config).makespan == 16 + 1000 * pairs

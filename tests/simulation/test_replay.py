@@ -88,6 +88,18 @@ def test_the_bound_by_hand() -> None:
     assert optimum_seconds(asked, weights, steps, workers=2) == 8
 
 
+def test_the_bound_where_one_request_takes_longest() -> None:
+    """Two workers that do not overlap: one reads weights all the time, the other computes."""
+    asked = trace(ask(0, (1,), 1, 100), ask(0, tuple(range(2, 102)), 100, 1))
+    cost = CostModel(1.0, 0.0, 1.0, 0.0, overlap=0.0)
+    config = WorkerConfig(300, seats=1, step_tokens=100)
+    # The long answer: 100 rows and 100 steps. All: 199 + 1 rows, at least 101 steps.
+    assert optimum_seconds(asked, cost, config, workers=2) == 200
+    assert simulate(asked, cost=cost, worker=config, workers=2).makespan == 200
+    assert optimum_seconds(asked, cost, config) == 200 + 101
+    assert simulate(asked, cost=cost, worker=config).makespan == 200 + 101
+
+
 costs = st.floats(0, 1)
 
 
@@ -98,7 +110,8 @@ costs = st.floats(0, 1)
         min_size=1,
         max_size=10,
     ),
-    costs, costs, costs, costs, st.floats(0, 1), st.sampled_from([1, 2, 5]), st.booleans(),
+    costs, costs, costs, costs, st.sampled_from([0.0, 0.6, 1.0]), st.sampled_from([1, 2, 5]),
+    st.booleans(),
     st.integers(1, 3),
 )  # fmt: skip
 def test_no_schedule_beats_the_bound(
