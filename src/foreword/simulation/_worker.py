@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from heapq import heappop, heappush
 from itertools import count
@@ -10,12 +10,13 @@ from itertools import count
 from foreword._errors import ParameterError
 from foreword.admission import Desk
 from foreword.cache import Node, PrefixTree
-from foreword.scheduling import Candidate, Departure, Door, LinePolicy, Policy
+from foreword.scheduling import Policy
 from foreword.simulation._cost import CostModel
 from foreword.simulation._guest import SimulatedGuest, Ticks
 from foreword.simulation._ledger import Ledger
 from foreword.simulation._prefill import Prefill, PrefillPlan
 from foreword.simulation._stretch import Stretch
+from foreword.simulation._told import Told
 
 
 @dataclass(frozen=True)
@@ -48,47 +49,6 @@ class WorkerConfig:
                 f"{self.seats} seats and {self.step_tokens} tokens in a step: each running request "
                 "needs one; lower seats or raise step_tokens"
             )
-
-
-class _Told:
-    """A policy that is told what was written right before it is told or asked anything else.
-
-    So steps in which nothing else happens need not be reported one by one.
-    """
-
-    def __init__(self, policy: Policy, report: Callable[[], Mapping[int, int]]) -> None:
-        self._policy = policy
-        self._report = report
-        self._cares = getattr(type(policy), "produced", None) is not LinePolicy.produced
-
-    @property
-    def name(self) -> str:
-        return self._policy.name
-
-    def catch_up(self) -> None:
-        if self._cares:
-            counts = self._report()
-            if counts:
-                self._policy.produced(counts)
-
-    def add(self, candidate: Candidate) -> None:
-        self.catch_up()
-        self._policy.add(candidate)
-
-    def remove(self, id: int) -> None:
-        self.catch_up()
-        self._policy.remove(id)
-
-    def admit(self, door: Door) -> None:
-        self.catch_up()
-        self._policy.admit(door)
-
-    def produced(self, counts: Mapping[int, int]) -> None:
-        self._policy.produced(counts)
-
-    def left(self, id: int, how: Departure, uncomputed: int = 0) -> None:
-        self.catch_up()
-        self._policy.left(id, how, uncomputed)
 
 
 class _Flight:
@@ -133,7 +93,7 @@ class Worker:
         self.busy_seconds = 0.0
         self.preemptions = 0
         self.departed: list[SimulatedGuest] = []  # finished since the caller last looked
-        self._policy = _Told(policy, self._unreported)
+        self._policy = Told(policy, self._unreported)
         self._desk: Desk[SimulatedGuest] = Desk(self.tree, self._policy, config.seats, unit)
         self._prefill = Prefill(self.tree, unit, config.shared_reads)
         self._cost = cost
