@@ -6,13 +6,13 @@ The mixes are synthetic: `foreword.simulation.blend_mix` draws lengths, by the p
 the distributions that its kinds state. Here answers are four times as short as those, and the
 machine is Llama-2-7B on an A100, whose keys and values are four times as large as Llama-3-8B's: so
 densities are alike, and a run of a few thousand requests lasts for many generations of long answers
-and not for two. Every policy runs with the step size that serves it best on the first seed.
+and not for two. Every policy runs with the step size that serves it best, tried on smaller mixes.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from statistics import median
 from typing import Any
@@ -36,6 +36,7 @@ COST = PRESETS["llama-2-7b-a100"]
 CACHE = 114_688  # tokens: 60 GB of keys and values, 524,288 bytes each
 SEATS = 256
 STEPS = (512, 640, 896)
+TRIAL = 2000  # requests of the mixes that step sizes are tried on
 DENSITIES = (0.9, 1.1, 1.3)
 SHARINGS = (0.05, 0.35)
 BASELINES = ("dfs", "fcfs", "batchllm")  # fcfs runs the mix as it lies: shuffled
@@ -44,10 +45,7 @@ SHORTER = {
     "video": replace(KINDS["video"], output=1024),
     "api": replace(KINDS["api"], output=10),
 }
-ALIKE = {"api": SHORTER["api"]}
-TANGLED = {
-    "tangled": RequestKind(prompt=700, prompt_spread=0.6, output=120, output_spread=1.5),
-}
+TANGLED = RequestKind(prompt=700, prompt_spread=0.6, output=120, output_spread=1.5)
 
 
 def main() -> None:
@@ -57,12 +55,11 @@ def main() -> None:
         claim="taking requests from the dense and the thin end at once keeps computing and "
         "reading overlapped and prefixes shared: up to 1.44x depth-first order, 86 % of what is "
         "practically possible",
-        seeds=(0, 1, 2),
+        seeds=(0, 1),
     )
     declare(lab)
-    requests = 2000 if lab.quick else 5000
-    tuned: dict[tuple[Any, ...], int] = {}
-    runs = Runs(tuned)
+    requests = TRIAL if lab.quick else 7000
+    runs = Runs()
     grid(lab, runs, requests)
     imperfect(lab, runs, requests)
     shared(lab, runs, requests)
@@ -70,7 +67,7 @@ def main() -> None:
     tangled(lab, runs, requests // 2)
     if not lab.quick:
         as_published(lab, runs)
-    lab.fact("step sizes", {" ".join(map(str, key)): size for key, size in tuned.items()})
+    lab.fact("step sizes", runs.sizes)
     lab.fact("machine", {"cost": COST.to_dict(), "cache_tokens": CACHE, "seats": SEATS})
     lab.finish()
 
@@ -100,19 +97,19 @@ def declare(lab: Experiment) -> None:
 
 
 class Runs:
-    """Simulations, each policy with the step size that served it best on the first seed."""
+    """Simulations, each policy with the step size that served it best on a trial of the mix."""
 
-    def __init__(self, tuned: dict[tuple[Any, ...], int]) -> None:
-        self._tuned = tuned
+    def __init__(self) -> None:
+        self.sizes: dict[str, int] = {}
 
-    def best(self, key: tuple[Any, ...], trace: Trace, policy: str, **options: Any) -> Any:
-        """The result with the tuned step size of `key` and `policy`; tunes it first if need be."""
-        where = (*key, policy)
-        sizes: Sequence[int] = [self._tuned[where]] if where in self._tuned else STEPS
-        found = {size: run(trace, policy, size, **options) for size in sizes}
-        size = min(found, key=lambda size: found[size].makespan)
-        self._tuned[where] = size
-        return found[size]
+    def best(self, trace: Trace, trial: Trace, policy: str, **options: Any) -> SimulationResult:
+        key = f"{trace.name}, {policy}, {options}" if options else f"{trace.name}, {policy}"
+        if policy == "oracle":  # the same policy, told more
+            key = key.replace("oracle", "blendserve")
+        if key not in self.sizes:
+            tried = {size: run(trial, policy, size, **options).makespan for size in STEPS}
+            self.sizes[key] = min(tried, key=tried.__getitem__)
+        return run(trace, policy, self.sizes[key], **options)
 
 
 def run(
@@ -152,6 +149,16 @@ def practical_optimum(trace: Trace, cost: CostModel, cache: int = CACHE) -> floa
     )
 
 
+def mixed(density: float, sharing: float, requests: int, seed: int) -> Trace:
+    return blend_mix(
+        density=density, sharing=sharing, requests=requests, seed=seed, cost=COST, kinds=SHORTER
+    )
+
+
+def one_kind(name: str, kind: RequestKind, requests: int, seed: int) -> Trace:
+    return draw_mix({name: requests}, seed=seed, kinds={name: kind}, name=name)
+
+
 def kept(result: SimulationResult) -> float:
     return result.hit_rate / result.ideal_hit_rate
 
@@ -164,11 +171,10 @@ def grid(lab: Experiment, runs: Runs, requests: int) -> None:
         here: dict[str, list[float]] = {}
         for density in DENSITIES:
             for sharing in SHARINGS:
-                trace = blend_mix(density=density, sharing=sharing, requests=requests, seed=seed,
-                                  cost=COST, kinds=SHORTER)  # fmt: skip
-                key = (density, sharing)
-                names = (*BASELINES, "oracle", "blendserve")
-                found = {name: runs.best(key, trace, name) for name in names}
+                trace = mixed(density, sharing, requests, seed)
+                trial = mixed(density, sharing, TRIAL, 0)
+                names = (*BASELINES, "blendserve", "oracle")
+                found = {name: runs.best(trace, trial, name) for name in names}
                 ours = found["blendserve"]
                 best = practical_optimum(trace, COST)
                 speed = {name: each.makespan / ours.makespan for name, each in found.items()}
@@ -195,71 +201,67 @@ def grid(lab: Experiment, runs: Runs, requests: int) -> None:
 def pair(
     lab: Experiment,
     runs: Runs,
-    key: str,
-    traces: Mapping[int, Trace],
-    cost: CostModel = COST,
-    shared_reads: bool = False,
+    title: str,
+    make: Callable[[int, int], Trace],
+    requests: int,
+    **options: Any,
 ) -> dict[str, list[float]]:
     """Depth-first and shuffled order against BlendServe, on one mix per seed."""
     rows = []
     out: dict[str, list[float]] = {"speed-up": [], "optimum": []}
-    for seed, trace in traces.items():
-        found = {
-            name: runs.best((key,), trace, name, cost=cost, shared_reads=shared_reads)
-            for name in ("dfs", "fcfs", "blendserve")
-        }
+    for seed in lab.seeds:
+        trace, trial = make(requests, seed), make(min(requests, TRIAL), 0)
+        names = ("dfs", "fcfs", "blendserve")
+        found = {name: runs.best(trace, trial, name, **options) for name in names}
         ours = found["blendserve"].makespan
-        best = practical_optimum(trace, cost)
+        best = practical_optimum(trace, options.get("cost", COST))
         out["speed-up"].append(found["dfs"].makespan / ours)
         out["optimum"].append(best / ours)
         rows.append({
             "seed": seed, "dfs": found["dfs"].makespan, "fcfs": found["fcfs"].makespan,
             "blendserve": ours, "over dfs": found["dfs"].makespan / ours,
             "over fcfs": found["fcfs"].makespan / ours,
-            "of optimum": None if shared_reads else best / ours,
+            "of optimum": None if options.get("shared_reads") else best / ours,
             "preemptions": found["blendserve"].preemptions,
         })  # fmt: skip
-    lab.table(f"{key} (seconds)", rows)
+    lab.table(f"{title} (seconds)", rows)
     return out
 
 
-def middle(lab: Experiment, requests: int) -> dict[int, Trace]:
-    return {
-        seed: blend_mix(density=1.1, sharing=0.35, requests=requests, seed=seed, cost=COST,
-                        kinds=SHORTER)
-        for seed in lab.seeds
-    }  # fmt: skip
+def middle(requests: int, seed: int) -> Trace:
+    return mixed(1.1, 0.35, requests, seed)
 
 
 def imperfect(lab: Experiment, runs: Runs, requests: int) -> None:
     """A machine where a fifth of the shorter side cannot hide behind the longer one."""
-    found = pair(lab, runs, "overlap 0.8", middle(lab, requests), replace(COST, overlap=0.8))
+    found = pair(lab, runs, "overlap 0.8", middle, requests, cost=replace(COST, overlap=0.8))
     lab.measured("imperfect speed-up", found["speed-up"])
     lab.measured("imperfect optimum", found["optimum"])
 
 
 def shared(lab: Experiment, runs: Runs, requests: int) -> None:
     """Shared prefixes are read once per step, as this engine's attention does."""
-    found = pair(lab, runs, "shared reads", middle(lab, requests), shared_reads=True)
+    found = pair(lab, runs, "shared reads", middle, requests, shared_reads=True)
     lab.measured("shared reads", found["speed-up"])
 
 
 def alike(lab: Experiment, runs: Runs, requests: int) -> None:
     """The control: one kind of request, so there is nothing to blend."""
-    traces = {
-        seed: draw_mix({"api": requests}, seed=seed, kinds=ALIKE, name="alike")
-        for seed in lab.seeds
-    }
-    lab.measured("control", pair(lab, runs, "all alike", traces)["speed-up"])
+
+    def make(requests: int, seed: int) -> Trace:
+        return one_kind("api", SHORTER["api"], requests, seed)
+
+    lab.measured("control", pair(lab, runs, "all alike", make, requests)["speed-up"])
 
 
 def tangled(lab: Experiment, runs: Runs, requests: int) -> None:
     """The worst case: answers of every length under one prefix, which no sample foretells."""
-    traces = {
-        seed: draw_mix({"tangled": requests}, seed=seed, kinds=TANGLED, name="tangled")
-        for seed in lab.seeds
-    }
-    lab.measured("worst case", pair(lab, runs, "lengths that nothing tells", traces)["speed-up"])
+
+    def make(requests: int, seed: int) -> Trace:
+        return one_kind("tangled", TANGLED, requests, seed)
+
+    found = pair(lab, runs, "lengths that nothing tells", make, requests)
+    lab.measured("worst case", found["speed-up"])
 
 
 def as_published(lab: Experiment, runs: Runs) -> None:
@@ -269,7 +271,7 @@ def as_published(lab: Experiment, runs: Runs) -> None:
     trace = blend_mix(density=1.1, sharing=0.35, requests=8000, cost=cost)
     rows = []
     for name in ("dfs", "fcfs", "blendserve"):
-        result = runs.best(("llama-3-8b",), trace, name, cost=cost, cache=cache)
+        result = run(trace, name, 640, cost=cost, cache=cache)
         rows.append({
             "policy": name, "seconds": result.makespan,
             "of optimum": practical_optimum(trace, cost, cache) / result.makespan,

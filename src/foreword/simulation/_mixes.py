@@ -140,11 +140,13 @@ def blend_mix(
     names = ("benchmark", "api", "video")
     rows: list[list[float]] = [[], [], [1.0, 1.0, 1.0]]
     for kind in names:
-        pool = _draw(kind, kinds[kind], POOL, random.Random(seed), _Ids())
-        prompt = sum(r.tokens for r in pool) / POOL
-        saved = kinds[kind].system + (kinds[kind].head if kinds[kind].heads < POOL else 0)
-        compute = cost.compute_per_token * sum(r.tokens - saved + r.output for r in pool) / POOL
-        reads = sum(r.tokens * r.output + r.output**2 / 2 for r in pool) / POOL
+        spec, draw = kinds[kind], random.Random(seed)
+        pool = [_lengths(spec, draw) for _ in range(POOL)]
+        saved = spec.system + spec.head
+        prompt = saved + sum(private for _, private, _ in pool) / POOL
+        tokens = sum(private + output for _, private, output in pool) / POOL
+        compute = cost.compute_per_token * tokens
+        reads = sum((saved + p) * d + d * d / 2 for _, p, d in pool) / POOL
         rows[0].append(compute - density * cost.memory_per_kv_token * reads)
         rows[1].append(saved - sharing * prompt)
     shares = _solve(rows, [0.0, 0.0, 1.0])
@@ -177,12 +179,18 @@ def _draw(
     heads = [system + ids.take(spec.head // UNIT) for _ in range(spec.heads)]
     made = []
     for _ in range(count):
-        head = draw.choice(heads)
-        private = _length(draw, spec.prompt, spec.prompt_spread)
-        path = head + ids.take(-(-private // UNIT))
-        output = _length(draw, spec.output, spec.output_spread)
-        made.append(TraceRequest(0.0, path, len(head) * UNIT + private, output, kind))
+        number, private, output = _lengths(spec, draw)
+        path = heads[number] + ids.take(-(-private // UNIT))
+        tokens = len(heads[number]) * UNIT + private
+        made.append(TraceRequest(0.0, path, tokens, output, kind))
     return made
+
+
+def _lengths(spec: RequestKind, draw: random.Random) -> tuple[int, int, int]:
+    """Which head a request has, its private tokens, and those of its answer."""
+    head = draw.randrange(spec.heads)
+    private = _length(draw, spec.prompt, spec.prompt_spread)
+    return head, private, _length(draw, spec.output, spec.output_spread)
 
 
 def _length(draw: random.Random, mean: float, spread: float) -> int:
