@@ -74,6 +74,25 @@ def test_it_is_cut_between_smaller_groups_first():
     assert len(plan.shards) == 6
 
 
+def test_groups_within_a_group_stay_together_where_they_may():
+    common = "a head that three groups have in common, each with more of its own ".ljust(128)
+    nested = [common + f"{g:04d}".ljust(128, "x") + f"{n:04d}" for n in range(2) for g in range(3)]
+    others = [f"{n:04d} something else altogether ".ljust(256, ".") for n in range(6)]
+    lines = [line(n, text, max_tokens=1) for n, text in enumerate(nested + others, start=1)]
+    plan = plan_shards(lines, 2, shards_per_worker=8)
+    homes = {n for n, shard in enumerate(plan.shards) for i in shard.members if i < len(nested)}
+    assert len(homes) == 1
+    assert plan.computed_tokens == 32 + 3 * 32 + 6 * 1 + 6 * 64
+
+
+def test_the_longest_is_dealt_first():
+    texts = [f"{n}" * 64 for n in range(4)] + ["z" * 64 * 4]
+    lines = [line(n, text, max_tokens=1) for n, text in enumerate(texts, start=1)]
+    plan = plan_shards(lines, 2, shards_per_worker=1)
+    assert [len(shard.members) for shard in plan.shards] == [4, 1]
+    assert [shard.cost for shard in plan.shards] == [4 * 16 + 8, 64 + 2]
+
+
 def test_one_worker_one_shard_and_nothing_to_do():
     assert plan_shards([], 3).shards == ()
     lines = heads(3, 2)
@@ -149,6 +168,7 @@ def test_a_worker_that_is_given_up_stops(worker):
     next(rows)
     rows.close()
     assert not worker._llm.engine.has_work
+    assert worker._llm.stats.generated_tokens < 8 * 400 / 2
     assert sorted(records(worker, lines[-1:])) == [9]
 
 

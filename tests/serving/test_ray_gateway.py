@@ -151,7 +151,8 @@ class Handle:
 
     def _stream(self, request):
         self.seen.append(request)
-        return Chunks(self.deaths.pop(0) if self.deaths else None)
+        self.chunks = Chunks(self.deaths.pop(0) if self.deaths else None)
+        return self.chunks
 
 
 class FullHandle(Handle):
@@ -202,6 +203,18 @@ def test_a_stream_that_broke_goes_on_where_it_was():
         chunks = await collect(Gateway(handle, 5).stream({"prompt": "x"}))
         assert [chunk["text"] for chunk in chunks] == [str(n) for n in range(10)]
         assert len({request["seed"] for request in handle.seen}) == 1
+
+    asyncio.run(test())
+
+
+def test_a_stream_that_nobody_wants_is_cancelled():
+    async def test():
+        handle = Handle()
+        chunks = Gateway(handle, 2).stream({"prompt": "x"})
+        await anext(chunks)
+        assert not handle.chunks.cancelled
+        await chunks.aclose()
+        assert handle.chunks.cancelled
 
     asyncio.run(test())
 

@@ -164,6 +164,21 @@ def test_a_full_replica_is_passed_over_and_a_full_cluster_is_asked_again():
     run(test)
 
 
+def test_a_choice_made_again_is_charged_once():
+    async def test():
+        router = build(Replica("a"), Replica("b"))
+        pending = ask("x" * 40)
+        router._choices[id(pending)] = None  # as while it is routed
+        before = router._router.credit("")
+        for _ in range(3):
+            await router.choose_replicas(list(router.curr_replicas.values()), pending)
+        after = router._router.credit("")
+        assert sum(before.values()) + 2 * 10_000 - sum(after.values()) == 10  # one refill, one bill
+        assert sum(queues(router).values()) == 1
+
+    run(test)
+
+
 @pytest.mark.parametrize("known", [True, False])
 def test_a_cancelled_request_leaves_no_trace(known):
     async def test():
