@@ -37,8 +37,11 @@ FACE = {
 HEAVY = {"torch", "numpy", "transformers", "tokenizers"}
 START_LIMIT = 0.100  # seconds beyond a bare interpreter
 LIGHT = {"import foreword": "import foreword"}
-if "scheduling" in ROOMS:
-    LIGHT["import foreword.scheduling"] = "import foreword.scheduling"
+LIGHT |= {
+    f"import foreword.{room}": f"import foreword.{room}"
+    for room in ("scheduling", "cache", "admission", "simulation")
+    if room in ROOMS
+}
 if "cli" in ROOMS:
     LIGHT["foreword --help"] = (
         "import sys; sys.argv = ['foreword', '--help']\n"

@@ -145,7 +145,7 @@ def test_it_loads_no_torch(trace: Path) -> None:
     code = (
         "import sys; from foreword.cli import main\n"
         f"assert main(['simulate', {str(trace)!r}, '-q']) == 0\n"
-        "assert not {'torch', 'transformers', 'matplotlib'} & set(sys.modules)"
+        "assert not {'torch', 'numpy', 'transformers', 'matplotlib'} & set(sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

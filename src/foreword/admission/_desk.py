@@ -163,8 +163,8 @@ class Desk(Generic[G]):
         uncomputed = 0
         if announced:
             computed = sum(node.computed for node in self.tree.path(guest.lease))
-            missing = max(0, guest.prompt_units - computed) * self._unit
-            uncomputed = min(announced, missing)
+            if computed < guest.prompt_units:
+                uncomputed = min(announced, guest.length - computed * self._unit)
         self.tree.release(guest.lease)
         guest.lease = None
         self.running.remove(guest)

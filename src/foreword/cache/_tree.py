@@ -26,7 +26,6 @@ from dataclasses import dataclass
 from operator import index
 from typing import NamedTuple
 
-from foreword.cache._check import check_tree
 from foreword.cache._errors import OutOfPages
 from foreword.cache._lease import Lease
 from foreword.cache._namespace import Namespace
@@ -178,6 +177,8 @@ class PrefixTree:
         Raises:
             InvariantError: names the invariant that is broken, and where.
         """
+        from foreword.cache._check import check_tree  # it loads numpy, which the tree does not need
+
         check_tree(self)
 
     # The verbs
