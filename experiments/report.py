@@ -16,6 +16,9 @@ from typing import Any
 
 from experiments.lab import RESULTS, ROOT, cell
 
+SHOWN = 2
+"""Tables of an experiment that the page shows; the others are in its result file."""
+
 PAGE = ROOT / "docs" / "experiments.md"
 HEAD = """\
 # Experiments
@@ -47,12 +50,18 @@ def section(result: Mapping[str, Any]) -> Iterator[str]:
             f"| {verdict['expected']} | {cell(verdict['median'])} | {shown} "
             f"| **{verdict['verdict']}** |"
         )
-    for title, rows in result["tables"].items():
+    shown = list(result["tables"].items())[:SHOWN]
+    for title, rows in shown:
         yield ""
         yield f"### {result['experiment']}: {title}"
         yield ""
         yield from markdown_table(rows)
     yield ""
+    left = len(result["tables"]) - len(shown)
+    if left:
+        file = f"experiments/results/{result['experiment']}.json"
+        yield f"{left} more table{'s' if left > 1 else ''} in `{file}`."
+        yield ""
     yield conditions_line(result)
     yield ""
 

@@ -26,7 +26,7 @@ RESULT = {
             "verdict": "not reproduced",
         },
     ],
-    "tables": {"times": [{"policy": "a", "n": 1200}]},
+    "tables": {"times": [{"policy": "a", "n": 1200}], "more": [], "most": [{"n": 77777}]},
     "conditions": {
         "machine": {"cpu": "some", "cores": 2},
         "versions": {"python": "3.11", "torch": "2"},
@@ -41,6 +41,9 @@ def test_a_section_has_verdicts_tables_and_conditions():
     assert "| gain: >= 1.2 | 1.25 | 1.2, 1.3 | **reproduced** |" in text
     assert "| control: <= 1 | 3 | - | **not reproduced** |" in text
     assert "| a | 1,200 |" in text
+    assert "(no rows)" in text
+    assert "77,777" not in text
+    assert "1 more table in `experiments/results/trial.json`." in text
     assert "some, 2 cores; Python 3.11, torch 2; commit 0123456789 with changes; 2026-01-02" in text
 
 
