@@ -116,6 +116,24 @@ def test_no_split_where_nothing_lies_between() -> None:
     assert lay_out(paths, [1] * 20 + [400] * 20, keep=0.0).splits == 0
 
 
+def test_no_split_where_only_its_own_lies_between() -> None:
+    mixed = [[1] * 5 + [7] * 3 + [100 + k] for k in range(40)]
+    long = [[1] * 5 + [200 + k] for k in range(5)]
+    plan = lay_out([*mixed, *long], [1, 40] * 20 + [120] * 5, keep=0.0)
+    assert plan.splits == 0
+
+
+def test_what_is_split_off_brings_its_whole_prefix() -> None:
+    def plan(keep: float) -> BlendPlan:
+        inner = [[8] * 3 + [1] * 20 + [100 + k] for k in range(42)] + [[8] * 3 + [9]]
+        others = [[2] * 5 + [200 + k] for k in range(40)]
+        return lay_out([*inner, *others], [1] * 40 + [400] * 2 + [1] + [40] * 40, keep)
+
+    assert plan(0.95).splits == 2
+    # The lone quick prompt leaves with its 3 tokens, the two long answers with their 3 + 20.
+    assert plan(0.95).computed_tokens == plan(1.0).computed_tokens + 3 + 23
+
+
 workloads = st.lists(st.tuples(short_path, st.integers(1, 60)), min_size=1, max_size=24)
 
 

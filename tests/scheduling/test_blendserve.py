@@ -89,15 +89,33 @@ def test_both_ends_hold_their_share_of_the_memory() -> None:
     runs = [policy._sides.number(side) for side in (LEFT, RIGHT)]
     assert runs[LEFT] == pytest.approx(share * 4000 / 40.5, abs=2)
     assert runs[RIGHT] == 1  # the long ones begin one after the other
-    for _ in range(60):
-        policy.produced(dict.fromkeys(door.runners, 1))
-        for id in [id for id in door.runners if id < 2000]:
-            door.leave(id)
-            policy.left(id, "finished")
-        policy.admit(door)
+    play(policy, door, 60, quick=2000)
     # After as many steps as an answer has, there are as many as fit their share. It has grown
     # meanwhile, for the dense ones grow fewer, but is not more than all.
     assert (1 - share) * 4000 / 32 < policy._sides.number(RIGHT) < 1.05 * 4000 / 32
+
+
+def play(policy: BlendServe, door: FakeDoor, steps: int, quick: int) -> None:
+    """Steps in which those with ids below `quick` finish and the others write on."""
+    for _ in range(steps):
+        policy.produced(dict.fromkeys(door.runners, 1))
+        for id in [id for id in door.runners if id < quick]:
+            door.leave(id)
+            policy.left(id, "finished")
+        policy.admit(door)
+
+
+def test_shared_prompts_leave_room_for_more() -> None:
+    waiting, _ = mix(4000, 0)
+    waiting += [candidate(4000 + k, [2] * 60 + [5000 + k], max_output=60) for k in range(400)]
+    policy = BlendServe(**KNOWN, watermark=1.0, compute_per_token=1.0, memory_per_kv_token=0.05)
+    door = FakeDoor(capacity=4000)
+    for each in waiting:
+        policy.add(each)
+    policy.admit(door)
+    play(policy, door, 100, quick=4000)
+    # Alone in the memory each would take 61 + 30 tokens on average.
+    assert policy._sides.number(RIGHT) > 4000 / 91
 
 
 def test_one_kind_alone_fills_the_memory_at_once() -> None:
@@ -191,22 +209,34 @@ def test_taken_back_ones_are_forgotten() -> None:
 
 def test_arrivals_are_laid_out_seldom() -> None:
     policy = BlendServe(**KNOWN)
-    door = FakeDoor(seats=1)
+    door = FakeDoor(capacity=100)  # nearly everybody waits for memory
     waiting, _ = mix(50, 50)
     for each in waiting:
         policy.add(each)
     policy.admit(door)
     plan = policy._plan
-    for k in range(24):
-        policy.add(candidate(1000 + k, [3, k]))
+    for k in range(20):
+        policy.add(candidate(1000 + k, [3, k], max_output=200))
         policy.admit(door)
         assert policy._plan is plan
-    policy.add(candidate(2000, [3, 99]))
-    door.leave(door.admitted[0])
-    policy.left(door.admitted[0], "finished")
+    for k in range(20, 30):
+        policy.add(candidate(1000 + k, [3, k], max_output=200))
     policy.admit(door)
     assert policy._plan is not plan
     assert not policy._fresh
+
+
+def test_whoever_came_since_the_plan_is_not_left_standing_at_its_end() -> None:
+    policy = BlendServe(**KNOWN)
+    door = FakeDoor(seats=1)
+    waiting, _ = mix(9, 0)
+    for each in waiting:
+        policy.add(each)
+    policy.admit(door)
+    policy.add(candidate(100, [3]))  # one of eight is too few for a new plan
+    door.most_seats = 100
+    policy.admit(door)
+    assert len(policy) == 0
 
 
 workloads = st.lists(
