@@ -56,10 +56,10 @@ def test_a_model_is_timed_and_left_as_it_was():
     with pytest.raises(ParameterError, match="at least once"):
         calibrate(nano, repeats=0)
     said: list[str] = []
-    found = calibrate(nano, repeats=1, say=said.append)
+    found = calibrate(nano, repeats=1, quick=True, say=said.append)
     assert said
     assert found.cost.seconds(512, 512 * 256, 512) > found.cost.seconds(1, 17, 17) > 0
     loads = {step[:3] for step in found.steps}
-    assert (8, 36, 8) in loads  # the shortest prefill, alone
+    assert (32, 32 * 33 // 2, 32) in loads  # the shortest prefill, alone
     assert max(step.rows for step in found.steps) == 512
     assert CostModel.from_dict(found.to_dict()["cost"]) == found.cost

@@ -8,7 +8,16 @@ from foreword.simulation import CostModel
 def test_costs_are_timed_written_and_told(run, tmp_path, tiny_model_dir):
     out = tmp_path / "cost.json"
     ran = run(
-        "bench", "calibrate", "-m", tiny_model_dir, "--repeats", "1", "--out", out, "--json"
+        "bench",
+        "calibrate",
+        "-m",
+        tiny_model_dir,
+        "--quick",
+        "--repeats",
+        "1",
+        "--out",
+        out,
+        "--json",
     )
     assert ran.code == 0, ran.err
     assert CostModel.load(out).to_dict() == ran.json["cost"]

@@ -18,6 +18,7 @@ def calibrate(
         str, typer.Option("--model", "-m", help='"nano", a model directory, or a hub id.')
     ] = "nano",
     repeats: Annotated[int, typer.Option(help="Times that each step is timed.")] = 5,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer kinds of step.")] = False,
     backend: options.BackendOption = "auto",
     decoder: options.DecoderOption = "auto",
     dtype: options.DtypeOption = "auto",
@@ -43,7 +44,7 @@ def calibrate(
 
     with ProgressDisplay(quiet=quiet) as display:
         loaded = load(display, model, dtype=dtype, device=device, threads=threads, decoder=decoder)
-        found = measure(loaded, repeats=repeats, backend=backend, say=display.phase)
+        found = measure(loaded, repeats=repeats, quick=quick, backend=backend, say=display.phase)
     if out is not None:
         out.write_text(json.dumps(found.cost.to_dict(), indent=2) + "\n", encoding="utf-8")
         _console.note(f"wrote {out}", quiet=quiet)

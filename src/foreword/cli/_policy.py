@@ -55,7 +55,7 @@ def build_policy(
         from foreword.bench import calibrate
 
         display.phase("timing the machine for blendserve (--cost FILE spares it)")
-        found = calibrate(loaded, repeats=1).cost
+        found = calibrate(loaded, repeats=1, quick=True).cost
     return make_policy(
         text,
         compute_per_token=found.compute_per_token,
