@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import combinations
 from statistics import mean
 from typing import Any
@@ -88,6 +89,10 @@ def test_what_a_client_sends_does_not_depend_on_who_else_is_there() -> None:
     assert sent(synthesize("t", [a], seed=3)) == sent(synthesize("t", [b, a], seed=3))
     assert sent(synthesize("t", [a], seed=3)) != sent(synthesize("t", [a], seed=4))
     assert synthesize("t", [a, b], seed=3) == synthesize("t", [a, b], seed=3)
+    twin = replace(a, tenant="twin")
+    assert [r.arrival for r in synthesize("t", [a], seed=3).requests] != [
+        r.arrival for r in synthesize("t", [twin], seed=3).requests
+    ]
 
 
 def test_lengths_and_gaps_have_the_means_they_should() -> None:
