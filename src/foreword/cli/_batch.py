@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,7 +19,7 @@ from foreword.cli._progress import ProgressDisplay
 
 if TYPE_CHECKING:
     from foreword.scheduling import PlanReport
-    from foreword.serving import ResultFile
+    from foreword.serving import BatchDefaults, ResultFile
 
 
 def batch(
@@ -70,21 +71,26 @@ def batch(
     Interrupted or killed, the same command goes on where it stopped. OUT.meta.json says what OUT
     belongs to; OUT is refused for another input, model or setting, unless --overwrite.
     """
-    from foreword.serving import BatchFileError, ResultFile, summarise
+    from foreword.serving import (
+        BatchDefaults,
+        BatchFileError,
+        ResultFile,
+        batch_identity,
+        summarise,
+    )
 
     summary = summarise(source)
     if out.exists() and source.samefile(out):
         raise BatchFileError(f"--out is the input itself: {source} would be overwritten")
-    identity: dict[str, Any] = {
-        "input": source.name,
-        "input_sha256": summary.sha256,
-        "model": _model_identity(model),
-        "dtype": dtype,
-        "max_tokens": max_tokens,
-        "temperature": temperature,
-        "seed": seed,
-        "max_context": max_context,
-    }
+    defaults = BatchDefaults(max_tokens, temperature, seed)
+    identity = batch_identity(
+        source,
+        summary.sha256,
+        model=model,
+        dtype=dtype,
+        defaults=defaults,
+        max_context=max_context,
+    )
     with ResultFile(out, identity, overwrite=overwrite) as results:
         try:
             report = _run(
@@ -92,7 +98,7 @@ def batch(
                 results,
                 total=summary.requests,
                 model=model,
-                defaults={"max_tokens": max_tokens, "temperature": temperature, "seed": seed},
+                defaults=defaults,
                 quiet=quiet,
                 dtype=dtype,
                 device=device,
@@ -128,12 +134,12 @@ def _run(
     *,
     total: int,
     model: str,
-    defaults: dict[str, Any],
+    defaults: BatchDefaults,
     quiet: bool,
     **settings: Any,
 ) -> dict[str, Any]:
     """Answer what is left; the report as JSON-ready values."""
-    from foreword.serving import BatchDefaults, read_lines, run_batch
+    from foreword.serving import read_lines, run_batch
 
     skipped = len(results.finished)
     if skipped:
@@ -144,7 +150,7 @@ def _run(
         display.phase(f"loading {model}")
         from foreword.engine import SamplingParams
 
-        given = {name: value for name, value in defaults.items() if value is not None}
+        given = {name: value for name, value in asdict(defaults).items() if value is not None}
         SamplingParams(**given)  # wrong defaults are everybody's error, not every line's
         llm = load_llm(display, model, **settings)
 
@@ -163,7 +169,7 @@ def _run(
                 results,
                 total=total,
                 model=model,
-                defaults=BatchDefaults(**defaults),
+                defaults=defaults,
                 on_plan=on_plan,
                 on_progress=display.update,
                 should_stop=lambda: bool(stopped),
@@ -191,12 +197,6 @@ def _nothing_done(results: ResultFile) -> dict[str, Any]:
         "skipped": len(results.finished),
         "interrupted": False,
     }
-
-
-def _model_identity(model: str) -> str:
-    """The model's name; a directory by its full path, wherever the command is given."""
-    path = Path(model).expanduser()
-    return str(path.resolve()) if path.is_dir() else model
 
 
 @contextmanager

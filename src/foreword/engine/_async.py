@@ -14,7 +14,7 @@ from foreword.engine._params import SamplingParams
 from foreword.engine._results import Chunk, Result
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncGenerator, Callable
     from os import PathLike
 
     from foreword.engine._engine import Event
@@ -96,7 +96,7 @@ class AsyncLLM:
         *,
         tenant: str = "",
         salt: str = "",
-    ) -> AsyncIterator[Chunk]:
+    ) -> AsyncGenerator[Chunk, None]:
         """Answer one prompt piece by piece, a chunk per token; `tenant` and `salt` as `generate`.
 
         Raises:
@@ -115,7 +115,7 @@ class AsyncLLM:
 
     async def _events(
         self, prompt: Prompt, params: SamplingParams | None, tenant: str, salt: str
-    ) -> AsyncIterator[Chunk | Result]:
+    ) -> AsyncGenerator[Chunk | Result, None]:
         if self._closed:
             raise ForewordError("this AsyncLLM is closed")
         caller = _Caller(asyncio.get_running_loop(), asyncio.Queue())

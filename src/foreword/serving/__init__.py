@@ -7,7 +7,13 @@ from foreword.serving._batch_lines import (
     read_lines,
     summarise,
 )
-from foreword.serving._batch_run import BatchDefaults, BatchReport, line_params, run_batch
+from foreword.serving._batch_run import (
+    BatchDefaults,
+    BatchReport,
+    batch_identity,
+    line_params,
+    run_batch,
+)
 from foreword.serving._chat import plain_chat, render_chat
 from foreword.serving._errors import BatchFileError, LineError
 from foreword.serving._prompt_file import read_prompt_file, text_prompts
@@ -23,6 +29,7 @@ __all__ = [
     "LineError",
     "ResultFile",
     "answer_record",
+    "batch_identity",
     "chat_body",
     "completion_body",
     "error_record",

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from foreword._errors import ForewordError
@@ -233,6 +234,31 @@ class _Run:
     def _refuse(self, line: BatchLine, code: str, message: str) -> None:
         text = f"line {line.number}: {message}"
         self.out.write(error_record(line.number, line.custom_id, code, text))
+
+
+def batch_identity(
+    source: Path,
+    sha256: str,
+    *,
+    model: str,
+    dtype: str,
+    defaults: BatchDefaults,
+    max_context: int | None,
+) -> dict[str, Any]:
+    """What a file of answers belongs to, for `ResultFile`: with another one it is not gone on with.
+
+    A model directory counts by its full path, wherever the command is given. The policy does not
+    count: it changes no answer.
+    """
+    path = Path(model).expanduser()
+    return {
+        "input": source.name,
+        "input_sha256": sha256,
+        "model": str(path.resolve()) if path.is_dir() else model,
+        "dtype": dtype,
+        **asdict(defaults),
+        "max_context": max_context,
+    }
 
 
 def line_params(line: BatchLine, defaults: BatchDefaults) -> SamplingParams:

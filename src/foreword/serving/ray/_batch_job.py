@@ -14,7 +14,7 @@ from typing import Any
 from foreword._errors import ForewordError
 from foreword.scheduling import make_policy
 from foreword.serving._batch_lines import BatchLine, read_lines, summarise
-from foreword.serving._batch_run import BatchDefaults
+from foreword.serving._batch_run import BatchDefaults, batch_identity
 from foreword.serving._errors import BatchFileError, LineError
 from foreword.serving._records import error_record
 from foreword.serving._result_file import ResultFile
@@ -136,14 +136,14 @@ def run_ray_batch(
         settings={"dtype": dtype, **settings},
         resources={"num_cpus": num_cpus, "num_gpus": num_gpus},
     )
-    identity = {
-        "input": source.name,
-        "input_sha256": summary.sha256,
-        "model": str(Path(model).resolve()) if Path(model).is_dir() else model,
-        "dtype": dtype,
-        **asdict(defaults),
-        "max_context": max_context,
-    }
+    identity = batch_identity(
+        source,
+        summary.sha256,
+        model=model,
+        dtype=dtype,
+        defaults=defaults,
+        max_context=max_context,
+    )
     with ResultFile(out, identity, overwrite=overwrite) as results:
         skipped = len(results.finished)
         lines = _unfinished(source, results)
