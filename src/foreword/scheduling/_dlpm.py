@@ -43,8 +43,9 @@ class DeficitLongestPrefixMatch(FairPolicy):
     `LongestPrefixMatch`, a refill O(tenants at or below 0).
 
     Args:
-        quantum: tokens' worth of credit per refill. Small: close to fair sharing at every moment.
-            Large: close to longest prefix match, which it is when infinite.
+        quantum: tokens' worth of credit per refill. Small: close to fair sharing at every moment,
+            though below a usual prompt's length it tears prefixes apart. Large: close to longest
+            prefix match, which it is when infinite.
         extend_weight: price of a prompt token that has to be computed.
         output_weight: price of a token written.
         weights: shares of tenants, 1 where nothing is said.
@@ -52,7 +53,8 @@ class DeficitLongestPrefixMatch(FairPolicy):
             forgotten, with its debt or credit.
 
     Raises:
-        ParameterError: a quantum or weight that is not above 0, a price or `clients` below 0.
+        ParameterError: a quantum below 1, a weight that is not above 0, a price or `clients` below
+            0.
 
     Attributes:
         refills: rounds of credit given so far; how fast it grows is how much tenants compete.
@@ -75,7 +77,7 @@ class DeficitLongestPrefixMatch(FairPolicy):
             weights=weights,
             clients=clients,
         )
-        self.quantum = number("quantum", quantum, above=0)
+        self.quantum = number("quantum", quantum, least=1)
         self.refills = 0
         self._deficits: dict[str, float] = {}
         self._debtors: set[str] = set()  # those at or below 0
