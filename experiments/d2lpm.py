@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
-from experiments.clients import GREEDY, KINDS, geometric_mean, misbehaving, modest, waits
+from experiments._clients import GREEDY, KINDS, geometric_mean, misbehaving, modest, waits
 from experiments.lab import Experiment
 from foreword.scheduling import dlpm_bound
 from foreword.simulation import (

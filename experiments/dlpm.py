@@ -22,7 +22,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
-from experiments.clients import misbehaving, waits
+from experiments._clients import misbehaving, waits
 from experiments.lab import Experiment, data_file
 from foreword.scheduling import dlpm_bound
 from foreword.simulation import (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from experiments.clients import GREEDY, KINDS, geometric_mean, misbehaving, modest, waits
+from experiments._clients import GREEDY, KINDS, geometric_mean, misbehaving, modest, waits
 from foreword.simulation import PRESETS, WorkerConfig, simulate
 
 
