@@ -65,7 +65,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         write_random_llama(MODEL, Path(scratch))
         loaded = load_model(scratch, dtype=MODEL.dtype)
-        found = calibrate(loaded, repeats=1 if lab.quick else 5)
+        found = calibrate(loaded, repeats=1 if lab.quick else 3)
         cost = found.cost
         lab.fact("calibration", {**cost.to_dict(), "error": found.error})
         lab.fact("threads", torch.get_num_threads())
