@@ -1,9 +1,9 @@
 """The results of all experiments as one page of the documentation.
 
     python -m experiments.report            # print it
-    python -m experiments.report --write    # write docs/experiments.md
+    python -m experiments.report --write    # write docs/experiments.md and the README's table
 
-A test holds the page to the result files.
+A test holds both to the result files.
 """
 
 from __future__ import annotations
@@ -20,6 +20,23 @@ SHOWN = 2
 """Tables of an experiment that the page shows; the others are in its result file."""
 
 PAGE = ROOT / "docs" / "experiments.md"
+README = ROOT / "README.md"
+START, END = "<!-- experiments:start -->", "<!-- experiments:end -->"
+ROWS = {
+    (
+        "batchllm_mooncake",
+        "gain",
+    ): "BatchLLM's plan, Mooncake's conversations",
+    ("batchllm_bbh", "gain"): "BatchLLM's plan on the engine, BIG-Bench Hard",
+    ("blendserve", "speed-up"): "BlendServe, simulated A100",
+    ("blendserve_engine", "gain"): "BlendServe on the engine",
+    ("dlpm", "local"): "DLPM, simulated",
+    ("dlpm", "bound"): "DLPM, fairness, simulated",
+    ("d2lpm", "round-robin"): "D²LPM, simulated",
+    ("d2lpm", "affinity"): "D²LPM, simulated",
+    ("simulator_check", "time"): "the simulator itself, beside the engine",
+}
+"""What the README shows: an experiment's verdict by name, and how it is called there."""
 HEAD = """\
 # Experiments
 
@@ -91,6 +108,30 @@ def conditions_line(result: Mapping[str, Any]) -> str:
     )
 
 
+def readme_block(results: Sequence[Mapping[str, Any]]) -> str:
+    """The README's table: one number of each experiment, and how many expectations it met."""
+    by_name = {result["experiment"]: result for result in results}
+    lines = ["| | measured | expected | met, of all |", "|---|---:|---|---:|"]
+    for (name, wanted), what in ROWS.items():
+        if name not in by_name:
+            continue
+        verdicts = by_name[name]["verdicts"]
+        shown = next(v for v in verdicts if v["name"] == wanted)
+        met = sum(v["verdict"] == "reproduced" for v in verdicts)
+        told, _, limits = shown["expected"].rpartition(": ")
+        lines.append(
+            f"| {what}: {told} | {cell(shown['median'])} | {limits} | {met} of {len(verdicts)} |"
+        )
+    return "\n".join((START, *lines, END))
+
+
+def with_block(text: str, block: str) -> str:
+    """A README with the table put between its marks."""
+    before, _, rest = text.partition(START)
+    _, _, after = rest.partition(END)
+    return before + block + after
+
+
 def load_results(directory: Path = RESULTS) -> list[dict[str, Any]]:
     """All result files, by name."""
     files = sorted(directory.glob("*.json"))
@@ -99,11 +140,14 @@ def load_results(directory: Path = RESULTS) -> list[dict[str, Any]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, add_help=True)
-    parser.add_argument("--write", action="store_true", help=f"write {PAGE.name}")
+    parser.add_argument("--write", action="store_true", help="write the page and the README")
     given = parser.parse_args()
-    text = page(load_results())
+    results = load_results()
+    text = page(results)
     if given.write:
         PAGE.write_text(text, encoding="utf-8")
+        readme = README.read_text(encoding="utf-8")
+        README.write_text(with_block(readme, readme_block(results)), encoding="utf-8")
     else:
         print(text, end="")
 

@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
-from experiments.report import PAGE, load_results, markdown_table, page, section
+from experiments.report import (
+    END,
+    PAGE,
+    README,
+    ROWS,
+    START,
+    load_results,
+    markdown_table,
+    page,
+    readme_block,
+    section,
+    with_block,
+)
 
 RESULT = {
     "experiment": "trial",
@@ -58,3 +70,15 @@ def test_numbers_stand_to_the_right():
 
 def test_the_page_in_the_documentation_is_that_of_the_results():
     assert PAGE.read_text(encoding="utf-8") == page(load_results())
+
+
+def test_the_readmes_table_is_that_of_the_results():
+    text = README.read_text(encoding="utf-8")
+    results = load_results()
+    assert text == with_block(text, readme_block(results))
+    assert {name for name, _ in ROWS} == {result["experiment"] for result in results}
+
+
+def test_only_what_stands_between_the_marks_is_replaced():
+    text = f"before {START} old {END} after"
+    assert with_block(text, f"{START}new{END}") == f"before {START}new{END} after"
