@@ -30,6 +30,7 @@ def test_whoever_finds_no_room_keeps_the_others_waiting() -> None:
     policy.admit(door)
     assert door.admitted == [0, 2]
     assert len(policy) == 0
+    assert policy  # empty, and a policy all the same
 
 
 def test_preempted_requests_come_back_first_and_in_their_order() -> None:

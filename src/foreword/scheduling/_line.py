@@ -28,6 +28,10 @@ class LinePolicy(ABC):
         """Candidates in line."""
         return len(self._line) + len(self._returning)
 
+    def __bool__(self) -> bool:
+        """True: with nobody in line it is a policy all the same (`policy or default` means it)."""
+        return True
+
     def add(self, candidate: Candidate) -> None:
         if candidate.preempted:
             self._returning[candidate.id] = candidate
