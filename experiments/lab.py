@@ -28,13 +28,15 @@ RESULTS = ROOT / "experiments" / "results"
 class Expectation:
     """What an experiment expects of one number, and what came out.
 
-    `at_most` and `at_least` are judged on the median over seeds; one of them, or both.
+    `at_most` and `at_least` are judged on the median over seeds; one of them, or both. With `every`
+    each seed must keep to them: a median hides the one run that wrote something else.
     """
 
     name: str
     text: str
     at_least: float | None
     at_most: float | None
+    every: bool = False
     values: list[float] = field(default_factory=list)
 
     @property
@@ -43,11 +45,11 @@ class Expectation:
 
     @property
     def verdict(self) -> str:
-        value = self.value
-        if value is None:
+        if self.value is None:
             return "not measured"
-        low = self.at_least is not None and value < self.at_least
-        high = self.at_most is not None and value > self.at_most
+        judged = self.values if self.every else [self.value]
+        low = self.at_least is not None and min(judged) < self.at_least
+        high = self.at_most is not None and max(judged) > self.at_most
         return "not reproduced" if low or high else "reproduced"
 
     @property
@@ -57,7 +59,7 @@ class Expectation:
             parts.append(f">= {self.at_least:g}")
         if self.at_most is not None:
             parts.append(f"<= {self.at_most:g}")
-        return " and ".join(parts)
+        return " and ".join(parts) + (" for every seed" if self.every else "")
 
 
 class Experiment:
@@ -107,8 +109,12 @@ class Experiment:
         at_least: float | None = None,
         at_most: float | None = None,
         between: tuple[float, float] | None = None,
+        every: bool = False,
     ) -> None:
-        """Declare what a number should be; only before the first measurement."""
+        """Declare what a number should be; only before the first measurement.
+
+        `every`: for each seed, not only for the median.
+        """
         if self._measuring:
             raise RuntimeError(f"expectation {name!r} comes after a measurement")
         if between is not None:
@@ -117,7 +123,7 @@ class Experiment:
             raise ValueError(f"expectation {name!r} has no limit, so it cannot fail")
         if name in self._expected:
             raise ValueError(f"expectation {name!r} is declared twice")
-        self._expected[name] = Expectation(name, text, at_least, at_most)
+        self._expected[name] = Expectation(name, text, at_least, at_most, every)
         print(f"expected: {text}: {self._expected[name].limits}")
 
     def measured(self, name: str, values: float | Sequence[float]) -> None:

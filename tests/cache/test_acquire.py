@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from foreword._paths import common_prefix
 from foreword.cache import Namespace, OutOfPages, PrefixTree, Run
-from foreword.cache._route import common_prefix
 from tests.cache.support import NS, OTHER, commit_all, keep, lease_slots, paths, snapshot
 
 LONG = list(range(100, 132))

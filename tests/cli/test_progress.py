@@ -73,3 +73,14 @@ def test_a_terminal_gets_a_bar_on_stderr(capsys, monkeypatch):
 )
 def test_clock(seconds, text):
     assert clock(seconds) == text
+
+
+def test_a_plan_knows_better_than_the_count_of_requests(capsys, monkeypatch):
+    monkeypatch.setattr(_progress, "PLAIN_SECONDS", 0.0)
+    display = ProgressDisplay()
+    display.phase("answering")
+    for elapsed, fraction in ((0.0, 0.0), (30.0, 0.25)):
+        planned = Progress(9, 10, 5, 40, 1, 0, elapsed, 8.0, None, fraction)
+        display.update(planned)
+    # A quarter of the work took 30 seconds, whatever nine of ten requests being done suggests.
+    assert capsys.readouterr().err.splitlines()[-1].endswith("1:30 left")

@@ -48,6 +48,17 @@ def test_what_misses_its_limit_is_not_reproduced(lab, tmp_path, limits, value):
     assert result["verdicts"][0]["verdict"] == "not reproduced"
 
 
+def test_one_seed_that_misses_is_enough_where_every_one_counts(lab, capsys):
+    lab.expect("same", "same tokens", at_least=1.0, every=True)
+    lab.expect("most", "gap", at_most=2.0, every=True)
+    lab.measured("same", [1.0, 0.5, 1.0])
+    lab.measured("most", [1.0, 2.0, 1.0])
+    assert not lab.finish()
+    told = capsys.readouterr().out
+    assert "not reproduced: same tokens: 1 (expected >= 1 for every seed)" in told
+    assert "\nreproduced: gap: 1 (expected <= 2 for every seed)" in told
+
+
 def test_what_was_never_measured_is_not_reproduced(lab):
     lab.expect("x", "x", at_least=0)
     assert not lab.finish()

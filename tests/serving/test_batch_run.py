@@ -203,3 +203,38 @@ def test_chats_without_a_template():
     messages = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hi"}]
     assert plain_chat(messages) == "system: Be kind.\nuser: Hi\nassistant:"
     assert render_chat(None, messages) == plain_chat(messages)
+
+
+def test_a_planned_batch_tells_its_progress_by_work(tmp_path):
+    from foreword.engine import LLM
+
+    llm = LLM("nano", policy="batchllm", max_batch=4)
+    body = {"temperature": 0.0, "ignore_eos": True}
+    prompts = [
+        "Once upon a time there was a " + word for word in ("cat", "dog", "hen", "fox", "ox")
+    ]
+    limits = [20, 2, 2, 2, 2]
+    lines = [
+        BatchLine(i + 1, None, "completion", text, {**body, "max_tokens": n}, True)
+        for i, (text, n) in enumerate(zip(prompts, limits, strict=True))
+    ]
+    plans, seen = [], []
+    with ResultFile(tmp_path / "out.jsonl", {}) as out:
+        report = run_batch(
+            llm,
+            iter(lines),
+            out,
+            total=5,
+            model="nano",
+            on_plan=plans.append,
+            on_progress=seen.append,
+        )
+    assert report.plan is plans[0]
+    assert len(plans) == 1
+    assert seen[-1].fraction == 1
+    assert all(0 < progress.fraction <= 1 for progress in seen)
+    assert all(progress.fraction < 1 for progress in seen if progress.done < 5)
+    first = seen[0]
+    total = plans[0].computed_tokens + sum(limits)  # until an answer is there, limits are the guess
+    done = first.computed_prompt_tokens + first.generated_tokens
+    assert first.fraction == pytest.approx(done / total)

@@ -158,18 +158,20 @@ class Desk(Generic[G]):
         return guest
 
     def _unseat(self, guest: G, how: Departure) -> None:
+        # Ctrl-C may come between any two of these lines; then `leave` is called again.
         assert guest.lease is not None
-        announced = self._announced.pop(guest.arrival, 0)  # 0: an interrupt came in between
-        uncomputed = 0
-        if announced:
+        announced = self._announced.pop(guest.arrival, None)
+        if announced is not None:
             computed = sum(node.computed for node in self.tree.path(guest.lease))
-            if computed < guest.prompt_units:
-                uncomputed = min(announced, guest.length - computed * self._unit)
-        self.tree.release(guest.lease)
-        guest.lease = None
-        self.running.remove(guest)
+            missing = guest.length - computed * self._unit
+            uncomputed = min(announced, missing) if computed < guest.prompt_units else 0
+            self.policy.left(guest.arrival, how, uncomputed)
+        if guest in self.running:
+            self.running.remove(guest)
         self._changed = True
-        self.policy.left(guest.arrival, how, uncomputed)
+        if not guest.lease.closed:
+            self.tree.release(guest.lease)
+        guest.lease = None
 
     def _seat(self, guest: G, spare: int) -> int | None:
         """Lease a waiting guest's tokens; None if that must wait for memory."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from foreword._paths import common_prefix
 from foreword.cache._node import Node
 from foreword.cache._runs import first_slots, owned_pages, slice_runs
 from foreword.cache._store import NodeStore
@@ -68,20 +69,3 @@ def find_route(base: Node | None, tokens: list[int], room: int, store: NodeStore
     needed = first_slots(behind or 0, rest, size)
     available = store.pages.free_pages + store.evictable_pages - protected
     return Route(found, matched, cut, behind, needed, available)
-
-
-def common_prefix(held: list[int], tokens: list[int], at: int) -> int:
-    """How many leading tokens of `held` are those of `tokens` from `at` on.
-
-    Slices are compared, never token by token in Python; a mismatch is found by bisection.
-    """
-    low, high = 0, min(len(held), len(tokens) - at)
-    if held[:high] == tokens[at : at + high]:
-        return high
-    while high - low > 1:  # the first `low` are equal, the first `high` are not
-        middle = (low + high) // 2
-        if held[low:middle] == tokens[at + low : at + middle]:
-            low = middle
-        else:
-            high = middle
-    return low

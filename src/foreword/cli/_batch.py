@@ -160,8 +160,8 @@ def _run(
                 note(line, quiet=quiet)
             display.phase("answering")
 
-        looks_ahead = getattr(llm.engine.policy, "looks_ahead", True)
-        display.phase("reading all requests" if looks_ahead else "answering")
+        ahead = llm.engine.policy.looks_ahead
+        display.phase("reading all requests" if ahead else "answering")
         with _stop_on_interrupt() as stopped:
             report = run_batch(
                 llm,

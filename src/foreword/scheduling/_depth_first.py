@@ -6,8 +6,9 @@ from bisect import bisect_left, bisect_right, insort
 from collections.abc import Hashable
 from typing import Any, NamedTuple
 
+from foreword._paths import common_prefix
 from foreword.scheduling._line import LinePolicy
-from foreword.scheduling._path_tree import PathNode, PathTree, as_list, common_prefix
+from foreword.scheduling._path_tree import PathNode, PathTree, as_list
 from foreword.scheduling._policy import Candidate, Door
 
 

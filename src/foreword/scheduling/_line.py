@@ -18,7 +18,6 @@ class LinePolicy(ABC):
 
     name: ClassVar[str]
     looks_ahead: ClassVar[bool] = True
-    """Whether the order gets better the more candidates it sees: a batch then hands over all."""
 
     def __init__(self) -> None:
         self._line: dict[int, Candidate] = {}

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from typing import Any, Generic, TypeVar
 
+from foreword._paths import common_prefix
+
 
 class PathNode:
     """A run of elements that all paths below it have in common.
@@ -102,23 +104,6 @@ class PathTree(Generic[N]):
 
     def _joined(self, upper: N, lower: N) -> None:
         """`lower` took over the edge of `upper`, which is gone."""
-
-
-def common_prefix(held: list[int], path: list[int], at: int) -> int:
-    """How many leading elements of `held` are those of `path` from `at` on.
-
-    Slices are compared, never element by element in Python; a mismatch is found by bisection.
-    """
-    low, high = 0, min(len(held), len(path) - at)
-    if held[:high] == path[at : at + high]:
-        return high
-    while high - low > 1:  # the first `low` are equal, the first `high` are not
-        middle = (low + high) // 2
-        if held[low:middle] == path[at + low : at + middle]:
-            low = middle
-        else:
-            high = middle
-    return low
 
 
 def as_list(path: Sequence[int]) -> list[int]:

@@ -104,6 +104,10 @@ class Policy(Protocol):
     @property
     def name(self) -> str: ...
 
+    @property
+    def looks_ahead(self) -> bool:
+        """Whether the order gets better the more candidates it sees: a batch hands over all."""
+
     def add(self, candidate: Candidate) -> None:
         """A candidate came into line: a new one, or one that was preempted."""
 

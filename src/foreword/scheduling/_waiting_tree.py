@@ -6,8 +6,9 @@ from collections.abc import Callable, Hashable, Sequence
 from heapq import heappop, heappush
 from typing import Any, NamedTuple
 
+from foreword._paths import common_prefix
 from foreword.scheduling._lazy_heap import LazyHeap
-from foreword.scheduling._path_tree import PathNode, PathTree, as_list, common_prefix
+from foreword.scheduling._path_tree import PathNode, PathTree, as_list
 from foreword.scheduling._policy import Candidate
 
 Match = Callable[[Candidate], int]

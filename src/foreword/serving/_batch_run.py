@@ -106,7 +106,7 @@ def run_batch(
     started = time.perf_counter()
     engine = llm.engine
     engine.reset()
-    ahead = getattr(engine.policy, "looks_ahead", True)
+    ahead = engine.policy.looks_ahead
     # Everything, or enough in line that no seat stays empty for a step.
     limit = math.inf if ahead else 2 * engine.config.max_batch
     skipped = len(out.finished)
@@ -123,8 +123,9 @@ def run_batch(
             if not engine.has_work:
                 break
             if ahead and work is None:
-                plan = report_plan(engine.in_line(), capacity=engine.capacity)
-                work = _Work(plan.computed_tokens, engine.in_line())
+                candidates = engine.in_line()
+                plan = report_plan(candidates, capacity=engine.capacity)
+                work = _Work(plan.computed_tokens, candidates)
                 if on_plan is not None:
                     on_plan(plan)
             for event in engine.step():
@@ -173,7 +174,9 @@ class _Work:
         counters = engine.counters
         mean = self._written / self._answers if self._answers else 0.0
         left = mean * self._open if self._answers else float(self._limit)
-        total = self._prompt_tokens + max(counters.generated_tokens, self._written + left)
+        # Those that finish first are the short ones: whoever is not done writes one more at least.
+        output = max(counters.generated_tokens + self._open, self._written + left)
+        total = self._prompt_tokens + output
         done = min(counters.computed_prompt_tokens, self._prompt_tokens)
         return min(1.0, (done + counters.generated_tokens) / max(1.0, total))
 

@@ -26,6 +26,10 @@ class Told:
     def name(self) -> str:
         return self._policy.name
 
+    @property
+    def looks_ahead(self) -> bool:
+        return self._policy.looks_ahead
+
     def catch_up(self) -> None:
         if self._cares:
             counts = self._report()
