@@ -51,6 +51,7 @@ def test_a_result_as_json() -> None:
         ],
         "error": None,
         "cached_tokens": 0,
+        "timing": None,
     }
 
 
@@ -61,6 +62,7 @@ def test_pieces_as_json() -> None:
         "text": "hé",
         "token_ids": [7, 8],
         "finish_reason": None,
+        "logprobs": None,
     }
     assert CHUNK.to_dict()["token_ids"] == [7, 8]  # a list before json makes it one
     assert json.loads(json.dumps(PROGRESS.to_dict())) == {

@@ -6,7 +6,7 @@ from foreword.engine._engine import Engine, Event, StepLoad
 from foreword.engine._llm import LLM, Interrupted
 from foreword.engine._memory import parse_bytes
 from foreword.engine._params import SamplingParams, from_openai
-from foreword.engine._results import Chunk, Output, Progress, Result, TokenLogprob
+from foreword.engine._results import Chunk, Output, Progress, Result, Timing, TokenLogprob
 from foreword.engine._sequence import Request
 from foreword.engine._stats import PrefixStats
 
@@ -25,6 +25,7 @@ __all__ = [
     "Result",
     "SamplingParams",
     "StepLoad",
+    "Timing",
     "TokenLogprob",
     "from_openai",
     "parse_bytes",

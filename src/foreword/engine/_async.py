@@ -6,33 +6,49 @@ import asyncio
 import queue
 import threading
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from foreword._errors import ForewordError
-from foreword.engine._llm import LLM
+from foreword.engine._llm import LLM, pair
 from foreword.engine._params import SamplingParams
 from foreword.engine._results import Chunk, Result
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable
+    from collections.abc import AsyncGenerator, Callable, Sequence
     from os import PathLike
 
-    from foreword.engine._engine import Event
+    from foreword.engine._engine import Engine, Event
     from foreword.engine._prompts import Prompt
     from foreword.engine._sequence import Request
     from foreword.engine._stats import PrefixStats
     from foreword.models import LoadedModel, Tokenizer
 
 
+T = TypeVar("T")
+
+
 class _Caller(NamedTuple):
-    """Where a request's events go: a queue that lives in its caller's event loop."""
+    """Where a call's events go: a queue that lives in its caller's event loop."""
 
     loop: asyncio.AbstractEventLoop
     inbox: asyncio.Queue[Chunk | Result | BaseException]
 
     def send(self, item: Chunk | Result | BaseException) -> None:
-        if not self.loop.is_closed():
-            self.loop.call_soon_threadsafe(self.inbox.put_nowait, item)
+        _call(self.loop, self.inbox.put_nowait, item)
+
+
+class _Place(NamedTuple):
+    """A request's caller, and which of the call's prompts it answers."""
+
+    caller: _Caller
+    prompt: int
+
+
+def _call(loop: asyncio.AbstractEventLoop, function: Callable[..., object], *args: object) -> None:
+    try:
+        loop.call_soon_threadsafe(function, *args)
+    except RuntimeError:  # the loop was closed: nobody is there to hear
+        return
 
 
 class AsyncLLM:
@@ -49,7 +65,7 @@ class AsyncLLM:
     def __init__(self, model: str | PathLike[str] | LoadedModel = "nano", **settings: Any) -> None:
         self._llm = LLM(model, **settings)
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._callers: dict[int, _Caller] = {}
+        self._places: dict[int, _Place] = {}
         self._closed = False
         self._thread = threading.Thread(target=self._work, name="foreword-engine", daemon=True)
         self._thread.start()
@@ -63,6 +79,16 @@ class AsyncLLM:
     @property
     def tokenizer(self) -> Tokenizer | None:
         return self._llm.tokenizer
+
+    @property
+    def max_context(self) -> int:
+        """The longest text in tokens, prompt and answer."""
+        return self._llm.engine.max_context
+
+    @property
+    def max_batch(self) -> int:
+        """Answers that run at once."""
+        return self._llm.engine.config.max_batch
 
     @property
     def stats(self) -> PrefixStats:
@@ -84,7 +110,7 @@ class AsyncLLM:
         Raises:
             PromptError: the prompt is unusable.
         """
-        async for item in self._events(prompt, params, tenant, salt):
+        async for item in self.events([prompt], params, tenant=tenant, salt=salt):
             if isinstance(item, Result):
                 return item
         raise ForewordError("the engine was closed before the answer was complete")
@@ -102,9 +128,57 @@ class AsyncLLM:
         Raises:
             PromptError: the prompt is unusable.
         """
-        async for item in self._events(prompt, params, tenant, salt):
+        async for item in self.events([prompt], params, tenant=tenant, salt=salt):
             if isinstance(item, Chunk):
                 yield item
+
+    async def events(
+        self,
+        prompts: Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        tenant: str = "",
+        salt: str = "",
+    ) -> AsyncGenerator[Chunk | Result, None]:
+        """Answer several prompts at once: each a chunk per token, then its result.
+
+        `index` of a chunk or result says which prompt it belongs to. The prompts are taken all or
+        none. Closing the iterator, or cancelling the task that waits for it, aborts them within a
+        step. `params` is one for all, or one per prompt; `tenant` and `salt` as `generate`.
+
+        Raises:
+            PromptError: a prompt is unusable; none has run.
+            ParameterError: not as many `params` as prompts.
+        """
+        if self._closed:
+            raise ForewordError("this AsyncLLM is closed")
+        many = pair(prompts, params)
+        caller = _Caller(asyncio.get_running_loop(), asyncio.Queue())
+        requests: list[Request] = []
+        add = partial(self._llm.engine.add, tenant=tenant, salt=salt)
+        self._inbox.put(lambda: self._submit(many, add, caller, requests))
+        left = len(many)
+        try:
+            while left:
+                item = await caller.inbox.get()
+                if isinstance(item, BaseException):
+                    raise item
+                left -= isinstance(item, Result)
+                yield item
+        finally:
+            self._inbox.put(lambda: self._abandon(requests))
+
+    async def run(self, task: Callable[[Engine], T]) -> T:
+        """Call `task` with the engine, on its thread between two steps; returns what it returns.
+
+        Everybody's answers wait while it runs, so it should be short. What it raises is raised.
+        """
+        if self._closed:
+            raise ForewordError("this AsyncLLM is closed")
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[T] = loop.create_future()
+        self._inbox.put(lambda: self._perform(task, loop, future))
+        return await future
 
     def close(self) -> None:
         """Abort what runs and end the thread; closing twice does nothing."""
@@ -113,48 +187,45 @@ class AsyncLLM:
             self._inbox.put(None)
             self._thread.join()
 
-    async def _events(
-        self, prompt: Prompt, params: SamplingParams | None, tenant: str, salt: str
-    ) -> AsyncGenerator[Chunk | Result, None]:
-        if self._closed:
-            raise ForewordError("this AsyncLLM is closed")
-        caller = _Caller(asyncio.get_running_loop(), asyncio.Queue())
-        requests: list[Request] = []
-        add = partial(
-            self._llm.engine.add, params=params or SamplingParams(), tenant=tenant, salt=salt
-        )
-        self._inbox.put(lambda: self._submit(prompt, add, caller, requests))
-        try:
-            while True:
-                item = await caller.inbox.get()
-                if isinstance(item, BaseException):
-                    raise item
-                yield item
-                if isinstance(item, Result):
-                    return
-        finally:
-            self._inbox.put(lambda: self._abandon(requests))
-
     # -- on the engine's thread --------------------------------------------------------------------
+
+    def _perform(
+        self,
+        task: Callable[[Engine], T],
+        loop: asyncio.AbstractEventLoop,
+        future: asyncio.Future[T],
+    ) -> None:
+        result: T
+        try:
+            result = task(self._llm.engine)
+        except Exception as error:
+            _call(loop, _fail, future, error)
+        else:
+            _call(loop, _settle, future, result)
 
     def _submit(
         self,
-        prompt: Prompt,
-        add: Callable[[list[int]], Request],
+        many: Sequence[tuple[Prompt, SamplingParams]],
+        add: Callable[[list[int], SamplingParams], Request],
         caller: _Caller,
         requests: list[Request],
     ) -> None:
         try:
-            request = add(self._llm.encode(prompt))
+            prompts = [
+                self._llm.encode(prompt, f"prompt {i}") for i, (prompt, _) in enumerate(many)
+            ]
+            for ids, (_, params) in zip(prompts, many, strict=True):
+                requests.append(add(ids, params))
         except Exception as error:
+            self._abandon(requests)
             caller.send(error)
             return
-        requests.append(request)
-        self._callers[request.id] = caller
+        for index, request in enumerate(requests):
+            self._places[request.id] = _Place(caller, index)
 
     def _abandon(self, requests: list[Request]) -> None:
         for request in requests:
-            self._callers.pop(request.id, None)
+            self._places.pop(request.id, None)
             self._llm.engine.abort(request)
 
     def _work(self) -> None:
@@ -177,16 +248,39 @@ class AsyncLLM:
                 engine.abort_all()
 
     def _deliver(self, events: list[Event]) -> None:
+        """Hand a step's events over, with one call into each event loop."""
+        mail: dict[asyncio.AbstractEventLoop, list[tuple[_Caller, Chunk | Result]]] = {}
+        finished: dict[int, Request] = {}  # their results follow the last chunk of every answer
         for event in events:
-            caller = self._callers.get(event.request.id)
-            if caller is None:
+            place = self._places.get(event.request.id)
+            if place is None:
                 continue
-            caller.send(event.chunk())
+            items = mail.setdefault(place.caller.loop, [])
+            items.append((place.caller, event.chunk(place.prompt)))
             if event.request.finished:
-                caller.send(event.request.result(0))
-                del self._callers[event.request.id]
+                finished[event.request.id] = event.request
+        for request in finished.values():
+            place = self._places.pop(request.id)
+            mail[place.caller.loop].append((place.caller, request.result(place.prompt)))
+        for loop, items in mail.items():
+            _call(loop, _distribute, items)
 
     def _drain(self, error: BaseException) -> None:
-        for caller in self._callers.values():
+        for caller in {place.caller for place in self._places.values()}:
             caller.send(error)
-        self._callers.clear()
+        self._places.clear()
+
+
+def _distribute(items: list[tuple[_Caller, Chunk | Result]]) -> None:
+    for caller, item in items:
+        caller.inbox.put_nowait(item)
+
+
+def _settle(future: asyncio.Future[T], result: T) -> None:
+    if not future.done():
+        future.set_result(result)
+
+
+def _fail(future: asyncio.Future[T], error: Exception) -> None:
+    if not future.done():
+        future.set_exception(error)

@@ -23,7 +23,8 @@ class Counters:
     """Sums since they were made; cheap to keep, read by nobody on the hot path.
 
     `seconds` splits the wall time of steps into planning (admission, selection, work list, tree),
-    forward, sampling and text.
+    forward, sampling and text. `looked_up_tokens` and `found_tokens` are prompt tokens that were
+    sought in the cache and that were there, counted once a request, when it is first admitted.
     """
 
     bytes_per_token: int
@@ -31,6 +32,8 @@ class Counters:
     requests: int = 0
     prompt_tokens: int = 0
     computed_prompt_tokens: int = 0
+    looked_up_tokens: int = 0
+    found_tokens: int = 0
     generated_tokens: int = 0
     steps: int = 0
     plans: int = 0
@@ -45,6 +48,11 @@ class Counters:
         """Count a request as it is queued; each of its answers has a prompt to read."""
         self.requests += 1
         self.prompt_tokens += request.prompt_length * request.params.n
+
+    def admitted(self, prompt_tokens: int, cached_tokens: int) -> None:
+        """Count what the cache held of a request's prompt when its first answer began."""
+        self.looked_up_tokens += prompt_tokens
+        self.found_tokens += cached_tokens
 
     def stepped(self, held_pages: int, unshared_tokens: int) -> None:
         """Count a step; `held_pages` are those that running sequences pin."""

@@ -49,14 +49,21 @@ class Event(NamedTuple):
     token_id: int | None
     text: str
 
-    def chunk(self) -> Chunk:
-        """This event as a user sees it."""
+    def chunk(self, index: int) -> Chunk:
+        """This event as a user sees it who asked for prompt number `index`.
+
+        Right only until the next step: the sequence goes on.
+        """
+        sequence = self.sequence
+        asked = self.request.params.logprobs is not None
+        logprobs = tuple(sequence.logprobs[-1:]) if self.token_id is not None else ()
         return Chunk(
-            index=self.request.id,
-            output_index=self.sequence.index,
+            index=index,
+            output_index=sequence.index,
             text=self.text,
             token_ids=() if self.token_id is None else (self.token_id,),
-            finish_reason=self.sequence.finish_reason,
+            finish_reason=sequence.finish_reason,
+            logprobs=logprobs if asked else None,
         )
 
 
@@ -285,8 +292,11 @@ class Engine:
     def _admit(self) -> None:
         """Let the policy move waiting sequences to the running ones."""
         for sequence in self._desk.admit():
-            if sequence.request.cached_tokens is None:
-                sequence.request.cached_tokens = sequence.length - self._desk.announced(sequence)
+            request = sequence.request
+            if request.admitted is None:
+                request.admitted = time.perf_counter()
+                request.cached_tokens = sequence.length - self._desk.announced(sequence)
+                self.counters.admitted(request.prompt_length, request.cached_tokens)
 
     def _next_batch(self) -> Batch | None:
         """The batch of this step: the last one moved on if it still fits, else a new one."""
@@ -383,6 +393,7 @@ class Engine:
         """Close a sequence's text; its lease is dropped by the caller."""
         sequence.finish_reason = reason
         sequence.stop = stop
+        sequence.request.ended = time.perf_counter()
         stream = sequence.stream
         if stream is not None and stream.stopped is None:
             rest = stream.finish()

@@ -98,7 +98,7 @@ class LLM:
             ParameterError: not as many `params` or `tenants` as prompts.
             Interrupted: Ctrl-C; carries what there is.
         """
-        many = _pair(as_many(prompts), params)
+        many = pair(as_many(prompts), params)
         payers = _payers(tenants, len(many))
         ids = [self.encode(prompt, f"prompt {i}") for i, (prompt, _) in enumerate(many)]
         self.engine.reset()
@@ -131,7 +131,7 @@ class LLM:
         self.engine.reset()
         requests: list[Request] = []
         order: dict[int, int] = {}
-        many = _pair(as_many(prompts), params)
+        many = pair(as_many(prompts), params)
         for i, ((prompt, one), tenant) in enumerate(
             zip(many, _payers(tenants, len(many)), strict=True)
         ):
@@ -163,7 +163,7 @@ class LLM:
         try:
             while not request.finished:
                 for event in self.engine.step():
-                    yield event.chunk()
+                    yield event.chunk(0)
         finally:
             self.engine.abort(request)
 
@@ -217,9 +217,14 @@ def _settings(config: dict[str, Any]) -> EngineConfig:
         raise ParameterError(f"{error}; the engine's settings are {known}") from None
 
 
-def _pair(
+def pair(
     prompts: Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None
 ) -> list[tuple[Prompt, SamplingParams]]:
+    """Each prompt with its parameters; greedy and 16 tokens where none are given.
+
+    Raises:
+        ParameterError: not as many parameters as prompts.
+    """
     if params is None or isinstance(params, SamplingParams):
         return [(prompt, params or SamplingParams()) for prompt in prompts]
     if len(params) != len(prompts):

@@ -91,6 +91,28 @@ class Output:
 
 
 @dataclass(frozen=True, slots=True)
+class Timing:
+    """When things happened to one request, in seconds after the engine took it.
+
+    None is what did not happen: a request that was refused or aborted in line has no first token.
+
+    Attributes:
+        admitted: it left the line and its prompt began to be computed.
+        first_token: the first token of any of its answers was sampled.
+        ended: its last answer ended.
+    """
+
+    admitted: float | None = None
+    first_token: float | None = None
+    ended: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The moments as JSON-ready values."""
+        plain: dict[str, Any] = to_plain(self)
+        return plain
+
+
+@dataclass(frozen=True, slots=True)
 class Result:
     """Everything that came of one prompt.
 
@@ -101,6 +123,7 @@ class Result:
         error: what went wrong with this request, else None.
         cached_tokens: how many of the prompt's tokens were there when its first answer began,
             left by earlier requests or brought by one that runs at the same time.
+        timing: when it was admitted, wrote its first token and ended; None if it was refused.
     """
 
     index: int
@@ -108,6 +131,7 @@ class Result:
     outputs: tuple[Output, ...]
     error: str | None = None
     cached_tokens: int = 0
+    timing: Timing | None = None
 
     @property
     def text(self) -> str:
@@ -122,6 +146,7 @@ class Result:
             "outputs": [output.to_dict() for output in self.outputs],
             "error": self.error,
             "cached_tokens": self.cached_tokens,
+            "timing": None if self.timing is None else self.timing.to_dict(),
         }
 
 
@@ -137,6 +162,7 @@ class Chunk:
         text: what became certain; empty while a character or a stop text is half written.
         token_ids: the ids generated since the last chunk.
         finish_reason: set in the answer's last chunk only.
+        logprobs: one entry per token id, or None when they were not asked for.
     """
 
     index: int
@@ -144,11 +170,18 @@ class Chunk:
     text: str
     token_ids: tuple[int, ...]
     finish_reason: FinishReason | None = None
+    logprobs: tuple[TokenLogprob, ...] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The piece as JSON-ready values."""
-        plain: dict[str, Any] = to_plain(self)
-        return plain
+        return {
+            "index": self.index,
+            "output_index": self.output_index,
+            "text": self.text,
+            "token_ids": list(self.token_ids),
+            "finish_reason": self.finish_reason,
+            "logprobs": None if self.logprobs is None else [p.to_dict() for p in self.logprobs],
+        }
 
 
 @dataclass(frozen=True, slots=True)

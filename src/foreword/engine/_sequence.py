@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from foreword.engine._results import Output, Result, TokenLogprob
+from foreword.engine._results import Output, Result, Timing, TokenLogprob
 from foreword.engine._text import TextStream
 
 if TYPE_CHECKING:
@@ -93,14 +93,20 @@ class Sequence:
 
 @dataclass(eq=False, slots=True)
 class Request:
-    """What one caller asked for: a prompt, parameters, and the sequences that answer it."""
+    """What one caller asked for: a prompt, parameters, and the sequences that answer it.
+
+    `arrived`, `admitted`, `first_token` and `ended` (of the answer that ended last) are moments on
+    the clock of `time.perf_counter`.
+    """
 
     id: int
     prompt_length: int
     params: SamplingParams
     arrived: float
     sequences: list[Sequence] = field(default_factory=list)
+    admitted: float | None = None
     first_token: float | None = None
+    ended: float | None = None
     error: str | None = None
     cached_tokens: int | None = None
 
@@ -116,4 +122,11 @@ class Request:
             outputs=tuple(sequence.output() for sequence in self.sequences),
             error=self.error,
             cached_tokens=self.cached_tokens or 0,
+            timing=self._timing(),
         )
+
+    def _timing(self) -> Timing:
+        def since(moment: float | None) -> float | None:
+            return None if moment is None else moment - self.arrived
+
+        return Timing(since(self.admitted), since(self.first_token), since(self.ended))

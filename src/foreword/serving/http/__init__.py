@@ -1,0 +1,18 @@
+"""The HTTP server: OpenAI's API over one engine, its limits, its metrics and its live page."""
+
+from foreword.serving.http._app import create_app
+from foreword.serving.http._config import ServerConfig
+from foreword.serving.http._errors import ApiError
+from foreword.serving.http._keys import Caller, Keyring, Limits
+from foreword.serving.http._service import Job, Service
+
+__all__ = [
+    "ApiError",
+    "Caller",
+    "Job",
+    "Keyring",
+    "Limits",
+    "ServerConfig",
+    "Service",
+    "create_app",
+]
