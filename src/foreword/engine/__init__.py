@@ -9,6 +9,7 @@ from foreword.engine._params import SamplingParams, from_openai
 from foreword.engine._results import Chunk, Output, Progress, Result, Timing, TokenLogprob
 from foreword.engine._sequence import Request
 from foreword.engine._stats import PrefixStats
+from foreword.engine._text import TextStream
 
 __all__ = [
     "LLM",
@@ -25,6 +26,7 @@ __all__ = [
     "Result",
     "SamplingParams",
     "StepLoad",
+    "TextStream",
     "Timing",
     "TokenLogprob",
     "from_openai",

@@ -91,6 +91,19 @@ class AsyncLLM:
         return self._llm.engine.config.max_batch
 
     @property
+    def capacity(self) -> int:
+        """Tokens the cache can hold when one answer has it alone."""
+        return self._llm.engine.capacity
+
+    def encode(self, prompt: Prompt, name: str = "the prompt") -> list[int]:
+        """Token ids of a prompt that this model can answer; any thread may call it.
+
+        Raises:
+            PromptError: it cannot; the message calls the prompt `name`.
+        """
+        return self._llm.encode(prompt, name)
+
+    @property
     def stats(self) -> PrefixStats:
         """Statistics since the engine was made."""
         return self._llm.stats
