@@ -148,6 +148,10 @@ class PrefixTree:
             next(walk)
             yield from walk
 
+    def roots(self) -> list[Node]:
+        """The empty nodes that namespaces hang from, in order of arrival. O(namespaces)."""
+        return list(self._store.roots.values())
+
     def path(self, lease: Lease) -> tuple[Node, ...]:
         """The nodes of a lease, from the top; `()` for an empty lease. Valid within one epoch."""
         nodes = []

@@ -151,6 +151,10 @@ class Engine:
         """The waiting sequences as policies see them, in order of arrival. O(waiting)."""
         return self._desk.candidates()
 
+    def in_batch(self) -> tuple[Sequence, ...]:
+        """The running sequences, to be looked at only. O(running)."""
+        return tuple(self._desk.running)
+
     @property
     def last_load(self) -> StepLoad | None:
         """The load of the last step; None before the first, or if it had nothing to compute.
