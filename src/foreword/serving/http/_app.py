@@ -2,20 +2,89 @@
 
 from __future__ import annotations
 
-from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib import import_module
+from importlib.util import find_spec
 
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute
+
+from foreword.serving.http._middleware import (
+    Auth,
+    Edge,
+    Failures,
+    MediaTypes,
+    Origins,
+    api_error,
+    error_response,
+)
 from foreword.serving.http._service import Service
+
+_AREAS = (
+    "_status",
+    "_models",
+    "_completions",
+    "_chat_completions",
+    "_tokens",
+    "_openapi",
+    "_files",
+    "_batches",
+    "_metrics_route",
+    "_live",
+)
 
 
 def create_app(service: Service) -> Starlette:
-    """The application of a service; it closes neither the service nor its engine."""
-    app = Starlette(routes=[Route("/health", _health)])
+    """The application of a service; it closes neither the service nor its engine.
+
+    `app.state.service` is the service; `app.state.open_requests` holds something for each request
+    that is being answered.
+    """
+    routes = _routes()
+    open_requests: set[object] = set()
+    app = Starlette(
+        routes=routes,
+        middleware=[
+            Middleware(Edge, service=service, routes=routes, open_requests=open_requests),
+            Middleware(Failures, service=service),
+            Middleware(Origins, service=service),
+            Middleware(Auth, service=service),
+            Middleware(MediaTypes),
+        ],
+        exception_handlers={HTTPException: _http_error},
+        lifespan=_lifespan,
+    )
+    # A path with a slash too many is a mistake to name: a redirect would send the body again.
+    app.router.redirect_slashes = False
     app.state.service = service
+    app.state.open_requests = open_requests
     return app
 
 
-async def _health(request: Request) -> Response:
-    return JSONResponse({})
+def _routes() -> list[BaseRoute]:
+    found: list[BaseRoute] = []
+    for area in _AREAS:
+        name = f"foreword.serving.http.{area}"
+        if find_spec(name) is not None:  # areas are being written
+            found += import_module(name).routes()
+    return found
+
+
+@asynccontextmanager
+async def _lifespan(app: Starlette) -> AsyncIterator[None]:
+    """What runs beside the requests: batches that an earlier start left unfinished."""
+    if find_spec("foreword.serving.http._batch_jobs") is None:
+        yield
+        return
+    jobs = import_module("foreword.serving.http._batch_jobs")
+    async with jobs.lifespan(app.state.service):
+        yield
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    return error_response(api_error(error))
