@@ -1,5 +1,6 @@
 """Batch files in and out, in OpenAI's shapes."""
 
+from foreword.serving._batch_answers import line_answer, line_prompt, line_refusal
 from foreword.serving._batch_lines import (
     BatchLine,
     BatchSummary,
@@ -33,7 +34,10 @@ __all__ = [
     "chat_body",
     "completion_body",
     "error_record",
+    "line_answer",
     "line_params",
+    "line_prompt",
+    "line_refusal",
     "parse_line",
     "plain_chat",
     "read_lines",

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from foreword._errors import ForewordError
 from foreword.scheduling import PlanReport, report_plan
+from foreword.serving._batch_answers import line_answer, line_prompt, line_refusal
 from foreword.serving._batch_lines import BatchLine
-from foreword.serving._chat import render_chat
 from foreword.serving._errors import LineError
-from foreword.serving._records import answer_record, chat_body, completion_body, error_record
+from foreword.serving._records import error_record
 
 if TYPE_CHECKING:
     from foreword.engine import LLM, Engine, PrefixStats, Progress, Request, SamplingParams
@@ -201,9 +201,7 @@ class _Run:
         if line.number in self.out.finished:
             return
         try:
-            prompt = line.prompt
-            if line.kind == "chat":
-                prompt = render_chat(self.llm.tokenizer, prompt)  # type: ignore[arg-type]
+            prompt = line_prompt(line, self.llm.tokenizer)
             params = line_params(line, self.defaults)
             ids = self.llm.encode(prompt)
             tenant = line.body.get("user")
@@ -211,7 +209,7 @@ class _Run:
                 self._interned(ids), params, tenant=tenant if isinstance(tenant, str) else ""
             )
         except ForewordError as error:
-            self._refuse(line, _code(error), str(error))
+            self.out.write(line_refusal(line, error))
             return
         self.running[request.id] = line
 
@@ -225,18 +223,8 @@ class _Run:
         line = self.running.pop(request.id, None)
         if line is None:  # one of its answers ended in the same step
             return False
-        result = request.result(line.number)
-        if result.error is not None:
-            self._refuse(line, "engine_error", result.error)
-            return True
-        make = chat_body if line.kind == "chat" else completion_body
-        body = make(result, id=str(line.number), model=self.model, created=int(time.time()))
-        self.out.write(answer_record(line.number, line.custom_id, body))
+        self.out.write(line_answer(line, request.result(line.number), model=self.model))
         return True
-
-    def _refuse(self, line: BatchLine, code: str, message: str) -> None:
-        text = f"line {line.number}: {message}"
-        self.out.write(error_record(line.number, line.custom_id, code, text))
 
 
 def batch_identity(
@@ -287,11 +275,3 @@ def line_params(line: BatchLine, defaults: BatchDefaults) -> SamplingParams:
 def _line_seed(seed: int, number: int) -> int:
     digest = sha256(f"{seed}/{number}".encode()).digest()
     return int.from_bytes(digest[:8], "little", signed=True)
-
-
-def _code(error: ForewordError) -> str:
-    from foreword._errors import ParameterError, PromptError
-
-    if isinstance(error, PromptError):
-        return "invalid_prompt"
-    return "invalid_parameter" if isinstance(error, ParameterError) else "engine_error"

@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from foreword._errors import ForewordError
 from foreword.engine import AsyncLLM, Chunk, Result, SamplingParams
@@ -17,6 +17,9 @@ from foreword.serving.http._gate import Gate
 from foreword.serving.http._isolation import Isolation
 from foreword.serving.http._keys import Caller, Keyring
 from foreword.serving.http._metrics import Metrics
+
+if TYPE_CHECKING:
+    from foreword.serving.http._batch_jobs import BatchJobs
 
 State = Literal["starting", "ready", "draining"]
 
@@ -51,6 +54,7 @@ class Service:
         state: "starting" until the model has answered once, "draining" from SIGTERM on; new jobs
             are refused unless it is "ready".
         created: when it was made, in seconds since 1970.
+        batches: files and batches, while the server runs and has a data directory.
     """
 
     llm: AsyncLLM
@@ -62,6 +66,7 @@ class Service:
     metrics: Metrics
     state: State = "ready"
     created: int = field(default_factory=lambda: int(time.time()))
+    batches: BatchJobs | None = None
 
     @classmethod
     def of(
