@@ -193,6 +193,15 @@ class AsyncLLM:
         self._inbox.put(lambda: self._perform(task, loop, future))
         return await future
 
+    @property
+    def alive(self) -> bool:
+        """Whether the engine's thread runs."""
+        return self._thread.is_alive()
+
+    def abort_all(self, reason: str) -> None:
+        """End every call there is with a `ForewordError` of that text; later calls are taken."""
+        self._inbox.put(lambda: self._abort_all(ForewordError(reason)))
+
     def close(self) -> None:
         """Abort what runs and end the thread; closing twice does nothing."""
         if not self._closed:
@@ -240,6 +249,10 @@ class AsyncLLM:
         for request in requests:
             self._places.pop(request.id, None)
             self._llm.engine.abort(request)
+
+    def _abort_all(self, error: ForewordError) -> None:
+        self._drain(error)
+        self._llm.engine.abort_all()
 
     def _work(self) -> None:
         engine = self._llm.engine
