@@ -8,10 +8,12 @@ from typing import Any
 from foreword.bench._plot import PlotError
 from foreword.bench._sweep_plot import draw_engine
 from foreword.bench.attention._plots import draw_attention
+from foreword.bench.serve._plots import draw_load
 
 _DRAW = {
     "foreword bench engine": draw_engine,
     "foreword bench attention": draw_attention,
+    "foreword bench serve": draw_load,
 }
 """What draws a result: writes `directory/stem-CASE.svg` for each case it can show."""
 

@@ -14,11 +14,13 @@ from typing import Any
 from foreword._errors import ForewordError
 from foreword.bench._engine_report import conditions, engine_tables, sharer_rows, title
 from foreword.bench.attention._tables import attention_tables
+from foreword.bench.serve._tables import load_tables
 
 START, END = "<!-- bench:start -->", "<!-- bench:end -->"
 _TABLES = {
     "foreword bench engine": engine_tables,
     "foreword bench attention": attention_tables,
+    "foreword bench serve": load_tables,
 }
 """What shows a result, by the kind it says it is of."""
 
@@ -56,7 +58,7 @@ def readme_block(result: dict[str, Any], link: str) -> str:
     Raises:
         ReportError: the result lacks the case the table shows.
     """
-    case = result["cases"].get("sharers")
+    case = result.get("cases", {}).get("sharers")
     if case is None:
         raise ReportError("the README's table needs the case 'sharers', which this result lacks")
     head, *rows = sharer_rows(case)

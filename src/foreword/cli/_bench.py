@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from foreword._errors import ParameterError
-from foreword.cli import _bench_attention, _bench_calibrate, _console
+from foreword.cli import _bench_attention, _bench_calibrate, _bench_serve, _console
 from foreword.cli._bench_files import check_out, write_result
 from foreword.cli._options import BackendOption, DebugOption, JsonOption, QuietOption
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 bench_app = typer.Typer(
     name="bench",
-    help="Measure the engine and its attention beside floors and peers; show results.",
+    help="Measure engine, attention and servers beside floors and peers; show results.",
     rich_markup_mode=None,
     no_args_is_help=True,
     add_completion=False,
@@ -27,6 +27,7 @@ bench_app = typer.Typer(
 bench_app.command()(_bench_attention.attention)
 bench_app.command()(_bench_attention.plot)
 bench_app.command()(_bench_calibrate.calibrate)
+bench_app.command()(_bench_serve.serve)
 
 
 @bench_app.command()
