@@ -129,12 +129,12 @@ class Asker:
             text = text[len(prompt) :]
         if answer.mixed:
             outcome.verdict, outcome.why = "crossed", "one stream holds two responses"
-        elif mark is not None and text != mark.texts.get(planned.answer_tokens):
-            outcome.verdict = "crossed"
-            outcome.why = f"the answer is not made of token {mark.token}: {text[:60]!r}"
         elif answer.usage and outcome.tokens != planned.answer_tokens:
             outcome.verdict = "failed"
             outcome.why = f"{outcome.tokens} tokens came of {planned.answer_tokens} asked for"
+        elif mark is not None and text != mark.texts.get(planned.answer_tokens):
+            outcome.verdict = "crossed"
+            outcome.why = f"the answer is not made of token {mark.token}: {text[:60]!r}"
         else:
             outcome.verdict = "ok"
 
