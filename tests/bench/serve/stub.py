@@ -134,10 +134,11 @@ def stub_server(behaviour: Behaviour) -> Iterator[str]:
     """The stub on a free port, in a thread of its own; yields its address."""
     ready = threading.Event()
     where: list[str] = []
-    loop = asyncio.new_event_loop()
-    stop = asyncio.Event()
+    ends: list[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = []
 
     async def serve() -> None:
+        stop = asyncio.Event()
+        ends.append((asyncio.get_running_loop(), stop))
         runner = web.AppRunner(Stub(behaviour).app, shutdown_timeout=0.1)
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", 0)
@@ -148,12 +149,12 @@ def stub_server(behaviour: Behaviour) -> Iterator[str]:
         await stop.wait()
         await runner.cleanup()
 
-    thread = threading.Thread(target=lambda: loop.run_until_complete(serve()), daemon=True)
+    thread = threading.Thread(target=lambda: asyncio.run(serve()), daemon=True)
     thread.start()
     assert ready.wait(10)
     try:
         yield where[0]
     finally:
-        loop.call_soon_threadsafe(stop.set)
+        for loop, stop in ends:
+            loop.call_soon_threadsafe(stop.set)
         thread.join(10)
-        loop.close()
