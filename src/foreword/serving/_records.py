@@ -5,39 +5,91 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from foreword.serving._logprobs import CompletionLogprobs, chat_logprobs, joined
+
 if TYPE_CHECKING:
-    from foreword.engine import Output, Result, TokenLogprob
+    from foreword.engine import Output, Result
+    from foreword.models import Tokenizer
 
-_REASONS = {"stop": "stop", "length": "length"}
+
+def completion_body(
+    results: Result | Sequence[Result],
+    *,
+    id: str,
+    model: str,
+    created: int,
+    tokenizer: Tokenizer | None = None,
+    fingerprint: str | None = None,
+    echo: Sequence[tuple[str, Sequence[int]]] | None = None,
+) -> dict[str, Any]:
+    """The body of an answer to /v1/completions; `created` in seconds since 1970.
+
+    Choices are numbered through: all answers to the first prompt, then those to the second.
+
+    Args:
+        tokenizer: makes `text_offset` right where characters are split between tokens.
+        fingerprint: of the model and what runs it.
+        echo: each prompt as text and as token ids, to be put in front of its answers.
+    """
+    many = _many(results)
+    choices: list[dict[str, Any]] = []
+    for place, result in enumerate(many):
+        for output in result.outputs:
+            before = "" if echo is None else echo[place][0]
+            ids: Sequence[int] = () if echo is None else echo[place][1]
+            choices.append(
+                {
+                    "index": len(choices),
+                    "text": before + output.text,
+                    "finish_reason": output.finish_reason,
+                    "logprobs": _completion_logprobs(result, output, tokenizer, before, ids),
+                }
+            )
+    kind = "text_completion"
+    return _body(kind, many, choices, f"cmpl-{id}", model, created, fingerprint)
 
 
-def completion_body(result: Result, *, id: str, model: str, created: int) -> dict[str, Any]:
-    """The body of an answer to /v1/completions; `created` in seconds since 1970."""
+def chat_body(
+    result: Result,
+    *,
+    id: str,
+    model: str,
+    created: int,
+    tokenizer: Tokenizer | None = None,
+    fingerprint: str | None = None,
+) -> dict[str, Any]:
+    """The body of an answer to /v1/chat/completions; `created` in seconds since 1970.
+
+    `tokenizer` makes the `bytes` of log-probabilities right where characters are split between
+    tokens; `fingerprint` is of the model and what runs it.
+    """
     choices = [
         {
             "index": output.index,
-            "text": output.text,
-            "finish_reason": _reason(output),
-            "logprobs": _completion_logprobs(output.logprobs),
-        }
-        for output in result.outputs
-    ]
-    return _body("text_completion", result, choices, id=f"cmpl-{id}", model=model, created=created)
-
-
-def chat_body(result: Result, *, id: str, model: str, created: int) -> dict[str, Any]:
-    """The body of an answer to /v1/chat/completions; `created` in seconds since 1970."""
-    choices = [
-        {
-            "index": output.index,
-            "message": {"role": "assistant", "content": output.text},
-            "finish_reason": _reason(output),
-            "logprobs": _chat_logprobs(output.logprobs),
+            "message": {"role": "assistant", "content": output.text, "refusal": None},
+            "finish_reason": output.finish_reason,
+            "logprobs": None
+            if output.logprobs is None
+            else chat_logprobs(output.logprobs, tokenizer),
         }
         for output in result.outputs
     ]
     kind = "chat.completion"
-    return _body(kind, result, choices, id=f"chatcmpl-{id}", model=model, created=created)
+    return _body(kind, (result,), choices, f"chatcmpl-{id}", model, created, fingerprint)
+
+
+def usage_body(
+    prompt_tokens: int, completion_tokens: int, cached_tokens: int | None = None
+) -> dict[str, Any]:
+    """OpenAI's `usage`; `cached_tokens`, a part of `prompt_tokens`, is left out while unknown."""
+    body: dict[str, Any] = {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": completion_tokens,
+        "total_tokens": prompt_tokens + completion_tokens,
+    }
+    if cached_tokens is not None:
+        body["prompt_tokens_details"] = {"cached_tokens": cached_tokens}
+    return body
 
 
 def answer_record(line: int, custom_id: str | None, body: dict[str, Any]) -> dict[str, Any]:
@@ -66,62 +118,47 @@ def _record_id(line: int) -> str:
     return f"batch_req_{line}"
 
 
-def _reason(output: Output) -> str:
-    return _REASONS.get(output.finish_reason, output.finish_reason)
+def _many(results: Result | Sequence[Result]) -> Sequence[Result]:
+    return results if isinstance(results, Sequence) else (results,)
 
 
 def _body(
     kind: str,
-    result: Result,
+    results: Sequence[Result],
     choices: list[dict[str, Any]],
-    *,
     id: str,
     model: str,
     created: int,
+    fingerprint: str | None,
 ) -> dict[str, Any]:
-    generated = sum(len(output.token_ids) for output in result.outputs)
-    return {
+    body = {
         "id": id,
         "object": kind,
         "created": created,
         "model": model,
         "choices": choices,
-        "usage": {
-            "prompt_tokens": result.prompt_tokens,
-            "completion_tokens": generated,
-            "total_tokens": result.prompt_tokens + generated,
-            "prompt_tokens_details": {"cached_tokens": result.cached_tokens},
-        },
+        "usage": usage_body(
+            sum(result.prompt_tokens for result in results),
+            sum(len(output.token_ids) for result in results for output in result.outputs),
+            sum(result.cached_tokens for result in results),
+        ),
     }
+    return body if fingerprint is None else {**body, "system_fingerprint": fingerprint}
 
 
-def _completion_logprobs(logprobs: Sequence[TokenLogprob] | None) -> dict[str, Any] | None:
-    if logprobs is None:
+def _completion_logprobs(
+    result: Result,
+    output: Output,
+    tokenizer: Tokenizer | None,
+    before: str,
+    ids: Sequence[int],
+) -> dict[str, Any] | None:
+    """Those of the answer, after those of its prompt where they were asked for."""
+    if output.logprobs is None:
         return None
-    offsets, at = [], 0
-    for entry in logprobs:
-        offsets.append(at)
-        at += len(entry.token)
-    entries = [entry.to_dict() for entry in logprobs]
-    return {
-        "tokens": [entry["token"] for entry in entries],
-        "token_logprobs": [entry["logprob"] for entry in entries],
-        "top_logprobs": [{t["token"]: t["logprob"] for t in entry["top"]} for entry in entries],
-        "text_offset": offsets,
-    }
-
-
-def _chat_logprobs(logprobs: Sequence[TokenLogprob] | None) -> dict[str, Any] | None:
-    if logprobs is None:
-        return None
-    content = []
-    for entry in (entry.to_dict() for entry in logprobs):
-        top = [_chat_token(alternative) for alternative in entry["top"]]
-        content.append({**_chat_token(entry), "top_logprobs": top})
-    return {"content": content}
-
-
-def _chat_token(entry: dict[str, Any]) -> dict[str, Any]:
-    token = entry["token"]
-    bytes_ = list(token.encode("utf-8"))
-    return {"token": token, "logprob": entry["logprob"], "bytes": bytes_}
+    own = CompletionLogprobs(tokenizer, len(before)).take(output.logprobs)
+    entries = getattr(result, "prompt_logprobs", None)
+    if entries is None or not ids:
+        return own
+    prompt = CompletionLogprobs(tokenizer).take_prompt(ids, entries)
+    return joined(prompt, own)

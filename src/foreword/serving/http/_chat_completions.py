@@ -1,0 +1,39 @@
+"""POST /v1/chat/completions."""
+
+from __future__ import annotations
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from foreword.serving._records import chat_body
+from foreword.serving.http._answers import answer
+from foreword.serving.http._body import read_json
+from foreword.serving.http._prepare import prepare_chat
+from foreword.serving.http._refusals import parse
+from foreword.serving.http._schemas import ChatRequest
+from foreword.serving.http._service import Service
+
+
+def routes() -> list[Route]:
+    """The route."""
+    return [Route("/v1/chat/completions", _chat, methods=["POST"])]
+
+
+async def _chat(request: Request) -> Response:
+    service: Service = request.app.state.service
+    body = parse(ChatRequest, await read_json(request, service.config))
+    prepared = await prepare_chat(service, request.state.caller, body)
+    return await answer(
+        request,
+        "chat",
+        prepared,
+        lambda results: chat_body(
+            results[0],
+            id=prepared.id,
+            model=prepared.model,
+            created=prepared.created,
+            tokenizer=service.llm.tokenizer,
+            fingerprint=prepared.fingerprint,
+        ),
+    )

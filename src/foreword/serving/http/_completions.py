@@ -1,0 +1,40 @@
+"""POST /v1/completions."""
+
+from __future__ import annotations
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from foreword.serving._records import completion_body
+from foreword.serving.http._answers import answer
+from foreword.serving.http._body import read_json
+from foreword.serving.http._prepare import prepare_completion
+from foreword.serving.http._refusals import parse
+from foreword.serving.http._schemas import CompletionRequest
+from foreword.serving.http._service import Service
+
+
+def routes() -> list[Route]:
+    """The route."""
+    return [Route("/v1/completions", _complete, methods=["POST"])]
+
+
+async def _complete(request: Request) -> Response:
+    service: Service = request.app.state.service
+    body = parse(CompletionRequest, await read_json(request, service.config))
+    prepared = await prepare_completion(service, request.state.caller, body)
+    return await answer(
+        request,
+        "completion",
+        prepared,
+        lambda results: completion_body(
+            results,
+            id=prepared.id,
+            model=prepared.model,
+            created=prepared.created,
+            tokenizer=service.llm.tokenizer,
+            fingerprint=prepared.fingerprint,
+            echo=prepared.echoed,
+        ),
+    )

@@ -1,0 +1,302 @@
+"""From a request's body to a job for the engine, with everything checked that can be."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any, TypeVar
+from weakref import WeakKeyDictionary
+
+import anyio
+import anyio.to_thread
+from anyio.lowlevel import RunVar
+
+from foreword import __version__
+from foreword._errors import ParameterError, PromptError
+from foreword.engine import SamplingParams, from_openai
+from foreword.serving._chat import render_chat
+from foreword.serving.http._errors import ApiError
+from foreword.serving.http._keys import Caller
+from foreword.serving.http._refusals import blamed
+from foreword.serving.http._schemas import ChatRequest, CompletionRequest, Sampling
+from foreword.serving.http._service import Job, Service
+
+if TYPE_CHECKING:
+    from foreword.models import Tokenizer
+
+T = TypeVar("T")
+
+_INLINE = 4096
+"""Characters that are tokenised between two events of the loop, about a millisecond's worth."""
+
+_HERE = frozenset(
+    {"model", "prompt", "messages", "user", "stream", "stream_options", "echo", "cache_salt"}
+)
+"""Fields that the server takes care of; the rest makes the sampling parameters."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A request that is ready to run, and how its answer is to be written.
+
+    Attributes:
+        id, created, model, fingerprint: what every piece of the answer carries.
+        echo: each prompt's text, to be put in front of its answers; None to leave it away.
+        stream: whether the answer is sent as it comes.
+        include_usage, continuous_usage: what a stream tells of its length.
+    """
+
+    job: Job
+    id: str
+    created: int
+    model: str
+    fingerprint: str
+    echo: tuple[str, ...] | None
+    stream: bool
+    include_usage: bool
+    continuous_usage: bool
+
+    @property
+    def echoed(self) -> list[tuple[str, Sequence[int]]] | None:
+        """Each prompt as text and ids; None to leave it away."""
+        if self.echo is None:
+            return None
+        return list(zip(self.echo, self.job.prompts, strict=True))
+
+
+async def prepare_completion(service: Service, caller: Caller, body: CompletionRequest) -> Prepared:
+    """What a body of /v1/completions asks for.
+
+    Raises:
+        ApiError: 400 a field or prompt is unusable; 404 the model is another one.
+    """
+    check_model(service, body.model)
+    wants = _sampling(service, caller, body, default=16)
+    wanted = body.prompt
+    many = [wanted] if isinstance(wanted, str) or isinstance(wanted[0], int) else wanted
+    prompts = await _in_time(
+        sum(len(prompt) for prompt in many if isinstance(prompt, str)),
+        lambda: [
+            encode(service, prompt, "prompt" if len(many) == 1 else f"prompt[{i}]")
+            for i, prompt in enumerate(many)
+        ],
+    )
+    echo = None
+    if body.echo:
+        decode = _decoder(service)
+        echo = tuple(
+            prompt if isinstance(prompt, str) else decode(ids)
+            for prompt, ids in zip(many, prompts, strict=True)
+        )
+    return _prepared(service, body, prompts, wants, echo)
+
+
+async def prepare_chat(service: Service, caller: Caller, body: ChatRequest) -> Prepared:
+    """What a body of /v1/chat/completions asks for.
+
+    Raises:
+        ApiError: 400 a field or message is unusable; 404 the model is another one.
+    """
+    check_model(service, body.model)
+    given = body.max_tokens is not None or body.max_completion_tokens is not None
+    default = service.config.default_max_tokens
+    wants = _sampling(service, caller, body, default=default or service.llm.max_context)
+    ids = await encode_chat(service, [message.plain() for message in body.messages])
+    if not given:
+        room = min(service.llm.max_context, service.llm.capacity) - len(ids)
+        wants = replace(wants, max_tokens=max(1, min(wants.max_tokens, room)))
+    return _prepared(service, body, [ids], wants, None)
+
+
+async def encode_chat(service: Service, messages: list[dict[str, str]]) -> list[int]:
+    """Token ids of a chat, by the model's template.
+
+    Raises:
+        ApiError: 400, the template refuses the messages, or they are too long.
+    """
+    size = sum(len(message["content"]) for message in messages)
+    _check_size(service, size, "messages")
+
+    def render() -> list[int]:
+        try:
+            prompt = render_chat(service.llm.tokenizer, messages)
+        except PromptError as error:
+            raise ApiError(400, str(error), param="messages", code="invalid_prompt") from None
+        return encode(service, prompt, "messages")
+
+    return await _in_time(size, render)
+
+
+def encode(service: Service, prompt: str | list[int], name: str) -> list[int]:
+    """Token ids of one prompt that the model can answer; takes time with a long text.
+
+    Raises:
+        ApiError: 400, it is empty, too long or outside the vocabulary.
+    """
+    limit = service.llm.max_context
+    if isinstance(prompt, str):
+        _check_size(service, len(prompt), name)
+    elif len(prompt) >= limit:
+        raise _too_long(name, len(prompt), limit)
+    try:
+        return service.llm.encode(prompt, name)
+    except PromptError as error:
+        # The one thing left that may be wrong with a text that is not empty is its length.
+        code = "context_length_exceeded" if "context" in str(error) else "invalid_prompt"
+        param = name.partition("[")[0]
+        raise ApiError(400, str(error), param=param, code=code) from None
+
+
+def check_model(service: Service, name: str | None) -> None:
+    """Whether a request is for the model that is served.
+
+    Raises:
+        ApiError: 404.
+    """
+    if name is not None and name != service.model:
+        short = name if len(name) <= 100 else name[:97] + "..."
+        raise ApiError(
+            404,
+            f"there is no model {short!r}: this server has {service.model!r}",
+            param="model",
+            code="model_not_found",
+        )
+
+
+@lru_cache(maxsize=64)
+def fingerprint(model: str, max_context: int) -> str:
+    """OpenAI's `system_fingerprint`; of this version and the model's name, not of its weights."""
+    text = "\n".join((__version__, model, str(max_context)))
+    return f"fp_{sha256(text.encode()).hexdigest()[:12]}"
+
+
+def _sampling(service: Service, caller: Caller, body: Sampling, *, default: int) -> SamplingParams:
+    """The sampling parameters, within this server's limits and the caller's."""
+    if body.stream_options is not None and not body.stream:
+        raise ApiError(
+            400,
+            "stream_options needs stream=true: add it, or leave both out",
+            param="stream_options",
+            code="invalid_value",
+        )
+    fields = body.model_dump(exclude_none=True, exclude=set(_HERE))
+    most = caller.limits.max_tokens
+    default = default if most is None else min(default, most)
+    scoring = fields.get("max_tokens") == 0
+    if scoring:
+        if not getattr(body, "echo", None):
+            raise ApiError(
+                400,
+                "max_tokens=0 needs echo=true: ask for a token, or for the prompt",
+                param="max_tokens",
+                code="invalid_value",
+            )
+        del fields["max_tokens"]
+    try:
+        params = from_openai(fields, max_tokens=default)
+        if getattr(body, "echo", None) and (scoring or params.logprobs is not None):
+            values: dict[str, Any] = {"prompt_logprobs": params.logprobs or 0}
+            if scoring:
+                values["max_tokens"] = 0
+            params = replace(params, **values)
+    except (ParameterError, TypeError) as error:
+        raise blamed(error, tuple(type(body).model_fields)) from None
+    if params.n > service.config.max_n:
+        raise ApiError(
+            400,
+            f"n is {params.n}, the limit is {service.config.max_n}: send the request again for "
+            "more answers",
+            param="n",
+            code="invalid_value",
+        )
+    if most is not None and params.max_tokens > most:
+        named = "max_tokens" if "max_tokens" in fields else "max_completion_tokens"
+        raise ApiError(
+            400,
+            f"{named} is {params.max_tokens}, the limit of this key is {most}: ask for less",
+            param=named,
+            code="invalid_value",
+        )
+    return params
+
+
+def _prepared(
+    service: Service,
+    body: Sampling,
+    prompts: Sequence[list[int]],
+    params: SamplingParams,
+    echo: tuple[str, ...] | None,
+) -> Prepared:
+    options = body.stream_options
+    usage = bool(options and options.include_usage)
+    return Prepared(
+        job=Job(
+            prompts=tuple(prompts),
+            params=(params,) * len(prompts),
+            cache_salt=body.cache_salt or "",
+        ),
+        id=uuid.uuid4().hex,
+        created=int(time.time()),
+        model=service.model,
+        fingerprint=fingerprint(service.model, service.llm.max_context),
+        echo=echo,
+        stream=bool(body.stream),
+        include_usage=usage,
+        continuous_usage=bool(usage and options and options.continuous_usage_stats),
+    )
+
+
+def _decoder(service: Service) -> Callable[[list[int]], str]:
+    tokenizer = service.llm.tokenizer
+    return (lambda ids: "") if tokenizer is None else tokenizer.decode
+
+
+# -- long texts ------------------------------------------------------------------------------------
+
+_limiter: RunVar[anyio.CapacityLimiter] = RunVar("foreword_tokenising")
+
+
+async def _in_time(characters: int, work: Callable[[], T]) -> T:
+    """Do it at once, or in a thread where it would hold everybody up; two at a time."""
+    if characters <= _INLINE:
+        return work()
+    try:
+        limiter = _limiter.get()
+    except LookupError:
+        limiter = anyio.CapacityLimiter(2)
+        _limiter.set(limiter)
+    return await anyio.to_thread.run_sync(work, limiter=limiter)
+
+
+def _check_size(service: Service, characters: int, name: str) -> None:
+    """Refuse what is too long by its characters alone, before time is spent on its tokens."""
+    tokenizer = service.llm.tokenizer
+    if tokenizer is None:
+        return
+    least = characters // _longest_token(tokenizer)
+    if least >= service.llm.max_context:
+        raise _too_long(name, least, service.llm.max_context, "at least ")
+
+
+def _too_long(name: str, tokens: int, limit: int, about: str = "") -> ApiError:
+    return ApiError(
+        400,
+        f"{name} has {about}{tokens} tokens: the context is {limit} and the answer needs at least "
+        "one of them; shorten it",
+        param=name.partition("[")[0],
+        code="context_length_exceeded",
+    )
+
+
+_longest: WeakKeyDictionary[Tokenizer, int] = WeakKeyDictionary()
+
+
+def _longest_token(tokenizer: Tokenizer) -> int:
+    """Characters of the longest piece in the vocabulary. O(vocabulary) once."""
+    if tokenizer not in _longest:
+        _longest[tokenizer] = max((len(piece) for piece in tokenizer.inner.get_vocab()), default=1)
+    return _longest[tokenizer]
