@@ -148,6 +148,14 @@ class Keyring:
         """Everybody who has a key, in the order of the file."""
         return tuple(self.weights)
 
+    def caller(self, tenant: str) -> Caller | None:
+        """Who calls when a tenant's work is done without its key, which it left here as a batch;
+        never an operator. None where the tenant has no key any more."""
+        for entry in self._entries:
+            if entry.caller.tenant == tenant:
+                return Caller(tenant, limits=entry.caller.limits)
+        return Caller() if self.empty and not tenant else None
+
     def identify(self, authorization: str | None) -> Caller:
         """Who calls, by the value of the `Authorization` header. O(keys).
 
