@@ -9,9 +9,6 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import pytest
-
-pytest.importorskip("starlette", reason="the server's extra is not installed")
-
 from starlette.testclient import TestClient
 
 from foreword.engine import AsyncLLM

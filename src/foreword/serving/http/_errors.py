@@ -56,3 +56,13 @@ class ApiError(ForewordError):
             "code": self.code,
         }
         return {"error": said}
+
+
+def not_ready(state: str) -> ApiError:
+    """What new work is told while the server starts or drains."""
+    return ApiError(
+        503,
+        f"the server is {state}: try again later",
+        code="not_ready",
+        headers={"Retry-After": "5"},
+    )

@@ -22,7 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from foreword._errors import ForewordError, ParameterError, PromptError
 from foreword.serving.http import _access as access
-from foreword.serving.http._errors import ApiError
+from foreword.serving.http._errors import ApiError, not_ready
 from foreword.serving.http._keys import Caller
 from foreword.serving.http._service import Service
 
@@ -105,7 +105,7 @@ class Edge(_Layer):
                 for name, value in _HEADERS.items():
                     out.setdefault(name, value)
                 out.setdefault("cache-control", "no-store")
-                if unread:
+                if unread or self._service.state == "draining":
                     out["connection"] = "close"
             await send(message)
 
@@ -187,12 +187,7 @@ def api_error(error: Exception, *, draining: bool = False) -> ApiError:
     if isinstance(error, ParameterError):
         return ApiError(400, str(error), code="invalid_parameter")
     if isinstance(error, ForewordError) and draining:
-        return ApiError(
-            503,
-            "the server is going down: try again later",
-            code="not_ready",
-            headers={"Retry-After": "5"},
-        )
+        return not_ready("draining")
     return ApiError(
         500, "the server failed; its log has the reason under this request's id", code=None
     )
@@ -311,6 +306,8 @@ class Auth(_Layer):
                     403, "this route is for operators: use an operator's key", code="not_operator"
                 )
             if scope["method"] == "POST" and pattern in access.GENERATING:
+                if self._service.state != "ready":
+                    raise not_ready(self._service.state)
                 self._service.gate.check(caller)
         await self._app(scope, receive, send)
 

@@ -1,18 +1,22 @@
 """Whether the server lives, whether it takes work, which version it is and how busy it is.
 
-Open to everybody, and nothing in it is secret.
+Open to everybody: load balancers have no keys, and nothing in it is secret.
 """
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from foreword import __version__
-from foreword.serving.http._errors import ApiError
-from foreword.serving.http._middleware import error_response
+from foreword.serving.http._errors import ApiError, not_ready
 from foreword.serving.http._service import Service
+
+if TYPE_CHECKING:
+    from foreword.engine import Engine
 
 
 def routes() -> list[Route]:
@@ -26,17 +30,19 @@ def routes() -> list[Route]:
 
 
 async def _health(request: Request) -> Response:
+    """200 while the process lives and its engine can answer, whatever state it is in."""
+    service: Service = request.app.state.service
+    if not service.llm.alive:
+        raise ApiError(503, "the engine has ended: restart the server", code="engine_dead")
     return JSONResponse({})
 
 
 async def _ready(request: Request) -> Response:
+    """200 while new work is taken."""
     service: Service = request.app.state.service
-    if service.state == "ready":
-        return JSONResponse({"state": "ready"})
-    error = ApiError(
-        503, f"the server is {service.state}", code="not_ready", headers={"Retry-After": "5"}
-    )
-    return error_response(error)
+    if service.state != "ready" or not service.llm.alive:
+        raise not_ready(service.state)
+    return JSONResponse({"state": "ready"})
 
 
 async def _version(request: Request) -> Response:
@@ -44,4 +50,11 @@ async def _version(request: Request) -> Response:
 
 
 async def _load(request: Request) -> Response:
-    return JSONResponse({})
+    """Answers that run and that wait for a seat."""
+    service: Service = request.app.state.service
+
+    def look(engine: Engine) -> tuple[int, int]:
+        return engine.running, engine.waiting
+
+    running, waiting = await service.llm.run(look)
+    return JSONResponse({"running": running, "waiting": waiting})
