@@ -8,30 +8,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any, TypeVar
-from weakref import WeakKeyDictionary
+from typing import Any
 
-import anyio
-import anyio.to_thread
-from anyio.lowlevel import RunVar
 
 from foreword import __version__
-from foreword._errors import ParameterError, PromptError
+from foreword._errors import ParameterError
 from foreword.engine import SamplingParams, from_openai
-from foreword.serving._chat import render_chat
 from foreword.serving.http._errors import ApiError
 from foreword.serving.http._keys import Caller
 from foreword.serving.http._refusals import blamed
 from foreword.serving.http._schemas import ChatRequest, CompletionRequest, Sampling
 from foreword.serving.http._service import Job, Service
-
-if TYPE_CHECKING:
-    from foreword.models import Tokenizer
-
-T = TypeVar("T")
-
-_INLINE = 4096
-"""Characters that are tokenised between two events of the loop, about a millisecond's worth."""
+from foreword.serving.http._texts import encode, encode_chat, without_delay
 
 _HERE = frozenset(
     {"model", "prompt", "messages", "user", "stream", "stream_options", "echo", "cache_salt"}
@@ -78,7 +66,7 @@ async def prepare_completion(service: Service, caller: Caller, body: CompletionR
     wants = _sampling(service, caller, body, default=16)
     wanted = body.prompt
     many = [wanted] if isinstance(wanted, str) or isinstance(wanted[0], int) else wanted
-    prompts = await _in_time(
+    prompts = await without_delay(
         sum(len(prompt) for prompt in many if isinstance(prompt, str)),
         lambda: [
             encode(service, prompt, "prompt" if len(many) == 1 else f"prompt[{i}]")
@@ -110,45 +98,6 @@ async def prepare_chat(service: Service, caller: Caller, body: ChatRequest) -> P
         room = min(service.llm.max_context, service.llm.capacity) - len(ids)
         wants = replace(wants, max_tokens=max(1, min(wants.max_tokens, room)))
     return _prepared(service, body, [ids], wants, None)
-
-
-async def encode_chat(service: Service, messages: list[dict[str, str]]) -> list[int]:
-    """Token ids of a chat, by the model's template.
-
-    Raises:
-        ApiError: 400, the template refuses the messages, or they are too long.
-    """
-    size = sum(len(message["content"]) for message in messages)
-    _check_size(service, size, "messages")
-
-    def render() -> list[int]:
-        try:
-            prompt = render_chat(service.llm.tokenizer, messages)
-        except PromptError as error:
-            raise ApiError(400, str(error), param="messages", code="invalid_prompt") from None
-        return encode(service, prompt, "messages")
-
-    return await _in_time(size, render)
-
-
-def encode(service: Service, prompt: str | list[int], name: str) -> list[int]:
-    """Token ids of one prompt that the model can answer; takes time with a long text.
-
-    Raises:
-        ApiError: 400, it is empty, too long or outside the vocabulary.
-    """
-    limit = service.llm.max_context
-    if isinstance(prompt, str):
-        _check_size(service, len(prompt), name)
-    elif len(prompt) >= limit:
-        raise _too_long(name, len(prompt), limit)
-    try:
-        return service.llm.encode(prompt, name)
-    except PromptError as error:
-        # The one thing left that may be wrong with a text that is not empty is its length.
-        code = "context_length_exceeded" if "context" in str(error) else "invalid_prompt"
-        param = name.partition("[")[0]
-        raise ApiError(400, str(error), param=param, code=code) from None
 
 
 def check_model(service: Service, name: str | None) -> None:
@@ -253,50 +202,3 @@ def _prepared(
 def _decoder(service: Service) -> Callable[[list[int]], str]:
     tokenizer = service.llm.tokenizer
     return (lambda ids: "") if tokenizer is None else tokenizer.decode
-
-
-# -- long texts ------------------------------------------------------------------------------------
-
-_limiter: RunVar[anyio.CapacityLimiter] = RunVar("foreword_tokenising")
-
-
-async def _in_time(characters: int, work: Callable[[], T]) -> T:
-    """Do it at once, or in a thread where it would hold everybody up; two at a time."""
-    if characters <= _INLINE:
-        return work()
-    try:
-        limiter = _limiter.get()
-    except LookupError:
-        limiter = anyio.CapacityLimiter(2)
-        _limiter.set(limiter)
-    return await anyio.to_thread.run_sync(work, limiter=limiter)
-
-
-def _check_size(service: Service, characters: int, name: str) -> None:
-    """Refuse what is too long by its characters alone, before time is spent on its tokens."""
-    tokenizer = service.llm.tokenizer
-    if tokenizer is None:
-        return
-    least = characters // _longest_token(tokenizer)
-    if least >= service.llm.max_context:
-        raise _too_long(name, least, service.llm.max_context, "at least ")
-
-
-def _too_long(name: str, tokens: int, limit: int, about: str = "") -> ApiError:
-    return ApiError(
-        400,
-        f"{name} has {about}{tokens} tokens: the context is {limit} and the answer needs at least "
-        "one of them; shorten it",
-        param=name.partition("[")[0],
-        code="context_length_exceeded",
-    )
-
-
-_longest: WeakKeyDictionary[Tokenizer, int] = WeakKeyDictionary()
-
-
-def _longest_token(tokenizer: Tokenizer) -> int:
-    """Characters of the longest piece in the vocabulary. O(vocabulary) once."""
-    if tokenizer not in _longest:
-        _longest[tokenizer] = max((len(piece) for piece in tokenizer.inner.get_vocab()), default=1)
-    return _longest[tokenizer]
