@@ -71,7 +71,10 @@ def _routes() -> list[BaseRoute]:
     for area in _AREAS:
         name = f"foreword.serving.http.{area}"
         if find_spec(name) is not None:  # areas are being written
-            found += import_module(name).routes()
+            try:
+                found += import_module(name).routes()
+            except (ImportError, AttributeError, SyntaxError):
+                continue
     return found
 
 
@@ -81,7 +84,11 @@ async def _lifespan(app: Starlette) -> AsyncIterator[None]:
     if find_spec("foreword.serving.http._batch_jobs") is None:
         yield
         return
-    jobs = import_module("foreword.serving.http._batch_jobs")
+    try:
+        jobs = import_module("foreword.serving.http._batch_jobs")
+    except ImportError:
+        yield
+        return
     async with jobs.lifespan(app.state.service):
         yield
 
