@@ -157,6 +157,18 @@ class BatchBook:
         with self._mutex:
             self._batches[batch.id] = batch
 
+    def keep(self, tenant: str, most: int) -> None:
+        """Forget the oldest of a tenant's batches that have ended, but for so many; blocks.
+
+        Raises:
+            OSError: as `save`.
+        """
+        ended = [batch for batch in self.of(tenant) if batch.ended]
+        for batch in ended[: max(0, len(ended) - most)]:
+            self._path(batch.id).unlink(missing_ok=True)
+            with self._mutex:
+                self._batches.pop(batch.id, None)
+
     def results(self, batch_id: str) -> Path:
         """Where a batch collects its records until it ends."""
         return self._directory / f"{batch_id}.jsonl"

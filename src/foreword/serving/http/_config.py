@@ -18,6 +18,7 @@ class ServerConfig:
         data_dir: where files and batches are kept; None keeps none, and those routes say so.
         max_body: largest request body; uploads of files have `max_file`.
         max_file: largest uploaded file.
+        max_stored: what the files of one tenant may take together; None is no limit.
         max_json_depth: deepest nesting of a JSON body.
         max_header: largest request head.
         max_connections: open connections; further ones are closed at once with 503.
@@ -44,6 +45,7 @@ class ServerConfig:
     data_dir: Path | None = None
     max_body: int = 4 * 2**20
     max_file: int = 200 * 2**20
+    max_stored: int | None = 10 * 2**30
     max_json_depth: int = 32
     max_header: int = 16 * 2**10
     max_connections: int = 2048

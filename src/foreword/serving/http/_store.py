@@ -143,6 +143,15 @@ class FileStore:
             if self._files.pop(file.id, None) is not None:
                 self._charge(file.tenant, -_cost(file))
 
+    def check_room(self, tenant: str) -> None:
+        """Whether the tenant may leave anything more here.
+
+        Raises:
+            ApiError: 400, its quota is used up.
+        """
+        self.reserve(tenant, 1)
+        self.reserve(tenant, -1)
+
     # -- for drafts --------------------------------------------------------------------------------
 
     def reserve(self, tenant: str, size: int) -> None:
