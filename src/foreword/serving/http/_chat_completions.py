@@ -9,10 +9,27 @@ from starlette.routing import Route
 from foreword.serving._records import chat_body
 from foreword.serving.http._answers import answer
 from foreword.serving.http._body import read_json
+from foreword.serving.http._operations import Answer, Operation
 from foreword.serving.http._prepare import prepare_chat
 from foreword.serving.http._refusals import parse
 from foreword.serving.http._schemas import ChatRequest
+from foreword.serving.http._schemas_answers import ChatChunk, ChatCompletion
 from foreword.serving.http._service import Service
+
+OPERATIONS = (
+    Operation(
+        "post",
+        "/v1/chat/completions",
+        "The next message of a chat",
+        "answers",
+        (
+            Answer("The answers; with `stream`, as events that end with `[DONE]`.", ChatCompletion),
+            Answer("", ChatChunk, media="text/event-stream"),
+        ),
+        errors=(404, 429, 504),
+        body=ChatRequest,
+    ),
+)
 
 
 def routes() -> list[Route]:

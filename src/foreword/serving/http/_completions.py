@@ -9,10 +9,27 @@ from starlette.routing import Route
 from foreword.serving._records import completion_body
 from foreword.serving.http._answers import answer
 from foreword.serving.http._body import read_json
+from foreword.serving.http._operations import Answer, Operation
 from foreword.serving.http._prepare import prepare_completion
 from foreword.serving.http._refusals import parse
 from foreword.serving.http._schemas import CompletionRequest
+from foreword.serving.http._schemas_answers import Completion, CompletionChunk
 from foreword.serving.http._service import Service
+
+OPERATIONS = (
+    Operation(
+        "post",
+        "/v1/completions",
+        "Text that goes on from prompts",
+        "answers",
+        (
+            Answer("The answers; with `stream`, as events that end with `[DONE]`.", Completion),
+            Answer("", CompletionChunk, media="text/event-stream"),
+        ),
+        errors=(404, 429, 504),
+        body=CompletionRequest,
+    ),
+)
 
 
 def routes() -> list[Route]:

@@ -10,7 +10,6 @@ from functools import lru_cache
 from hashlib import sha256
 from typing import Any
 
-
 from foreword import __version__
 from foreword._errors import ParameterError
 from foreword.engine import SamplingParams, from_openai
