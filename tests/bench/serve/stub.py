@@ -41,6 +41,7 @@ class Behaviour:
     short: set[int] = field(default_factory=set)
     hang: set[int] = field(default_factory=set)
     bias: bool = True
+    most_messages: int = 99
     requests: list[dict[str, Any]] = field(default_factory=list)
     keys: list[str | None] = field(default_factory=list)
 
@@ -74,6 +75,9 @@ class Stub:
         number = len(did.requests)
         did.requests.append(body)
         did.keys.append(request.headers.get("Authorization"))
+        if len(body.get("messages", ())) > did.most_messages:
+            told = {"message": "too long", "code": "context_length_exceeded"}
+            return web.json_response({"error": told}, status=400)
         if number in did.refuse:
             headers = {} if did.retry_after is None else {"Retry-After": did.retry_after}
             told = {"error": {"message": "later", "type": "overloaded_error"}}
