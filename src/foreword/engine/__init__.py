@@ -2,14 +2,18 @@
 
 from foreword.engine._async import AsyncLLM
 from foreword.engine._config import EngineConfig
-from foreword.engine._engine import Engine, Event, StepLoad
+from foreword.engine._engine import Engine
+from foreword.engine._events import Event, StepLoad
+from foreword.engine._gauges import Gauges
 from foreword.engine._llm import LLM, Interrupted
 from foreword.engine._memory import parse_bytes
 from foreword.engine._params import SamplingParams, from_openai
+from foreword.engine._pins import Pin
 from foreword.engine._results import Chunk, Output, Progress, Result, Timing, TokenLogprob
 from foreword.engine._sequence import Request
 from foreword.engine._stats import PrefixStats
 from foreword.engine._text import TextStream
+from foreword.engine._walls import mark, mark_of, plain
 
 __all__ = [
     "LLM",
@@ -18,8 +22,10 @@ __all__ = [
     "Engine",
     "EngineConfig",
     "Event",
+    "Gauges",
     "Interrupted",
     "Output",
+    "Pin",
     "PrefixStats",
     "Progress",
     "Request",
@@ -30,5 +36,8 @@ __all__ = [
     "Timing",
     "TokenLogprob",
     "from_openai",
+    "mark",
+    "mark_of",
     "parse_bytes",
+    "plain",
 ]

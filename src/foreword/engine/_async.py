@@ -9,15 +9,19 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from foreword._errors import ForewordError
+from foreword.engine._gauges import Gauges
 from foreword.engine._llm import LLM, pair
 from foreword.engine._params import SamplingParams
+from foreword.engine._pins import PIN_ATTEMPTS, NotComputedError
 from foreword.engine._results import Chunk, Result
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Sequence
     from os import PathLike
 
-    from foreword.engine._engine import Engine, Event
+    from foreword.engine._engine import Engine
+    from foreword.engine._events import Event
+    from foreword.engine._pins import Pin
     from foreword.engine._prompts import Prompt
     from foreword.engine._sequence import Request
     from foreword.engine._stats import PrefixStats
@@ -102,6 +106,10 @@ class AsyncLLM:
             PromptError: it cannot; the message calls the prompt `name`.
         """
         return self._llm.encode(prompt, name)
+
+    def gauges(self) -> Gauges:
+        """What the engine holds and has done, at this moment; any thread may ask. O(1)."""
+        return Gauges.of(self._llm.engine)
 
     @property
     def stats(self) -> PrefixStats:
@@ -201,6 +209,32 @@ class AsyncLLM:
     def abort_all(self, reason: str) -> None:
         """End every call there is with a `ForewordError` of that text; later calls are taken."""
         self._inbox.put(lambda: self._abort_all(ForewordError(reason)))
+
+    async def pin(self, name: str, prompt: Prompt, *, public: bool = True, salt: str = "") -> Pin:
+        """Compute a prompt, if it is not in the cache yet, and keep it there; see `Engine.pin`.
+
+        Raises:
+            ParameterError, PromptError: as `Engine.pin`, or the prompt is unusable.
+        """
+        ids = self.encode(prompt, f"pin {name!r}")
+
+        def take(engine: Engine) -> Pin:
+            return engine.pin(name, ids, public=public, salt=salt)
+
+        for _ in range(PIN_ATTEMPTS):
+            try:
+                return await self.run(take)
+            except NotComputedError:  # not yet, or it was evicted in between
+                await self.generate(ids, SamplingParams(max_tokens=1), salt=salt)
+        return await self.run(take)
+
+    async def unpin(self, name: str) -> None:
+        """Let a pinned prefix go; it stays in the cache until its memory is needed.
+
+        Raises:
+            ParameterError: no such pin.
+        """
+        await self.run(lambda engine: engine.unpin(name))
 
     def close(self) -> None:
         """Abort what runs and end the thread; closing twice does nothing."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from foreword.attention import Span, WorkList, plan
+from foreword.engine._walls import TOKEN_MASK, plain
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -136,14 +137,14 @@ def build(selection: Selection, *, group: int, epoch: int) -> Batch | None:
         first_row = len(tokens)
         runs = _clip(node.runs, 0, end)
         if fresh:
-            tokens += node.tokens[begin:end]
+            tokens += plain(node.tokens[begin:end])
             positions += range(node.start + begin, node.start + end)
             for start, length in _clip(node.runs, begin, end):
                 slots += range(start, start + length)
         readers: tuple[int, ...] = ()
         if node in selection.readers:
             readers = (len(tokens),)
-            tokens.append(node.tokens[-1])
+            tokens.append(node.tokens[-1] & TOKEN_MASK)
             positions.append(node.start + end - 1)
             slots.append(SCRATCH_SLOT)
         last_row[node] = len(tokens) - 1

@@ -10,75 +10,38 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 
-from foreword._errors import PromptError
+from foreword._errors import ParameterError, PromptError
 from foreword.admission import Desk
 from foreword.attention import choose
 from foreword.cache import KVPool, Namespace, PrefixTree
 from foreword.engine._batch import Batch, build, select
 from foreword.engine._config import EngineConfig
 from foreword.engine._counters import Clock, Counters
+from foreword.engine._events import Event, StepLoad
 from foreword.engine._memory import pool_pages
-from foreword.engine._results import Chunk, Progress
+from foreword.engine._pins import Pins
+from foreword.engine._results import Progress
 from foreword.engine._sampler import Sampler
 from foreword.engine._sequence import Request, Sequence
 from foreword.engine._text import TextStream
+from foreword.engine._walls import TOKEN_MASK, Ground
 from foreword.models import GraphedModel, PackedStep
 from foreword.scheduling import make_policy
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from foreword.engine._params import SamplingParams
+    from foreword.engine._pins import Pin
     from foreword.engine._results import FinishReason
     from foreword.engine._sampler import RowLogprob
     from foreword.engine._stats import PrefixStats
     from foreword.models import LeanModel, LoadedModel, PackedModel
     from foreword.scheduling import Candidate, Policy
-
-
-class Event(NamedTuple):
-    """One token of one answer, or its end.
-
-    `text` is what became certain with this token (stop strings and half characters are held back).
-    """
-
-    request: Request
-    sequence: Sequence
-    token_id: int | None
-    text: str
-
-    def chunk(self, index: int) -> Chunk:
-        """This event as a user sees it who asked for prompt number `index`.
-
-        Right only until the next step: the sequence goes on.
-        """
-        sequence = self.sequence
-        asked = self.request.params.logprobs is not None
-        logprobs = tuple(sequence.logprobs[-1:]) if self.token_id is not None else ()
-        return Chunk(
-            index=index,
-            output_index=sequence.index,
-            text=self.text,
-            token_ids=() if self.token_id is None else (self.token_id,),
-            finish_reason=sequence.finish_reason,
-            logprobs=logprobs if asked else None,
-        )
-
-
-class StepLoad(NamedTuple):
-    """What one step had to do, in the units of a cost model.
-
-    Attributes:
-        rows: tokens run through the model.
-        pairs: (row, key) pairs its attention weighed, in one layer.
-        kv_tokens: tokens whose keys and values it read, a shared run once.
-    """
-
-    rows: int
-    pairs: int
-    kv_tokens: int
 
 
 class Engine:
@@ -128,6 +91,7 @@ class Engine:
         self.counters = Counters(self.pool.bytes_per_token, self.config.page_size)
         self.sampler = Sampler(self.config.seed)
         self._namespace = Namespace(model=loaded.name, dtype=str(shape.dtype))
+        self._pins = Pins(self.tree)
         self._desk: Desk[Sequence] = Desk(self.tree, self.policy, self.config.max_batch)
         self._batch: Batch | None = None
         self._next_id = 0
@@ -177,43 +141,57 @@ class Engine:
         """Queue a request; it runs in the following steps.
 
         `prompt` must hold 1 to `max_context - 1` ids of the vocabulary (`encode` sees to that).
-        Answers end where the context ends. Requests share only with requests of the same `salt`;
-        `tenant` is who a fair policy charges for it.
+        Answers end where the context ends. Requests share only with requests of the same `salt`,
+        and with public pins; `tenant` is who a fair policy charges for it.
 
         Raises:
             PromptError: prompt and answer could not fit in the pool even alone.
         """
         max_length = min(len(prompt) + params.max_tokens, self.max_context)
-        if max_length > self.capacity:
-            pages = -(-max_length // self.config.page_size) + 1
-            least = pages * self.config.page_size * self.pool.bytes_per_token
-            raise PromptError(
-                f"prompt and answer may take {max_length} tokens but the cache holds "
-                f"{self.capacity}: give a kv_memory of at least {least} bytes, a shorter prompt, "
-                "or a lower max_tokens"
-            )
+        ground = self._pins.ground(prompt, salt) if self.config.share else Ground(salt)
+        namespace, path = replace(self._namespace, salt=ground.salt), ground.path(prompt)
+        self._require_room(namespace, path, max_length)
         request = Request(self._next_id, len(prompt), params, time.perf_counter())
         self._next_id += 1
         has_text = self.loaded.tokenizer is not None
         for index in range(params.n):
-            own = salt if self.config.share else f"{salt}#{request.id}.{index}"
+            if not self.config.share:
+                namespace = replace(self._namespace, salt=f"{salt}#{request.id}.{index}")
             sequence = Sequence(
                 request=request,
                 index=index,
-                namespace=replace(self._namespace, salt=own),
-                tokens=list(prompt),
+                namespace=namespace,
+                tokens=list(path),
                 prompt_length=len(prompt),
                 max_length=max_length,
                 sampling=self.sampler.start(params, prompt, index, request.id),
                 stream=TextStream(self._decode, params.stop) if has_text else None,
                 arrival=self._arrivals,
                 tenant=tenant,
+                wall=ground.wall,
+                mark=ground.mark,
             )
             self._arrivals += 1
             request.sequences.append(sequence)
             self._desk.add(sequence)
         self.counters.took(request)
         return request
+
+    def _require_room(self, namespace: Namespace, path: list[int], max_length: int) -> None:
+        """Refuse what would not fit even if it were alone with the pins."""
+        said = f"prompt and answer may take {max_length} tokens but the cache holds {self.capacity}"
+        if max_length > self.capacity:
+            pages = -(-max_length // self.config.page_size) + 1
+            least = pages * self.config.page_size * self.pool.bytes_per_token
+            raise PromptError(
+                f"{said}: give a kv_memory of at least {least} bytes, a shorter prompt, or a lower "
+                "max_tokens"
+            )
+        if not self._pins.fits(namespace, path, max_length):
+            raise PromptError(
+                f"{said}, {self._pins.tokens} of them pinned: unpin a prefix, or give more "
+                "kv_memory, a shorter prompt, or a lower max_tokens"
+            )
 
     def abort(self, request: Request) -> None:
         """End a request now; its memory is free for the next step.
@@ -268,6 +246,64 @@ class Engine:
     def _decode(self, ids: list[int]) -> str:
         return self.loaded.tokenizer.decode(ids) if self.loaded.tokenizer else ""
 
+    # -- pins -------------------------------------------------------------------------------------
+
+    @property
+    def pins(self) -> Mapping[str, Pin]:
+        """The pinned prefixes by name; a view that changes with them."""
+        return self._pins.by_name
+
+    @property
+    def pinned_tokens(self) -> int:
+        """Tokens that pins keep in the cache; what several hold counts once."""
+        return self._pins.tokens
+
+    def pin(self, name: str, tokens: list[int], *, public: bool = True, salt: str = "") -> Pin:
+        """Keep a prefix in the cache until it is unpinned. It must have been computed before.
+
+        Requests of every salt use a `public` one, as far as their prompts agree with it; behind
+        that they share with nobody but their own. One that is not public serves the requests of
+        `salt`. Later requests find what earlier ones left behind only while the same public pins
+        stand: to take or drop one costs each tenant the computing of its prefixes once. O(tokens).
+
+        Raises:
+            ParameterError: a name that is taken or cannot name a file, a public pin with a salt,
+                or an engine that shares nothing.
+            PromptError: no tokens; some are not in the cache; or a request that was taken already
+                would not fit beside it any more.
+        """
+        if not self.config.share:
+            raise ParameterError("this engine shares nothing (share=False): a pin would be idle")
+        self._pins.check(name, tokens, public=public, salt=salt)
+        ground = self._pins.ground(tokens, salt)
+        namespace = replace(self._namespace, salt=ground.salt)
+        pin = self._pins.take(name, tokens, ground, namespace, public=public, salt=salt)
+        self._keep_promises(pin)
+        return pin
+
+    def unpin(self, name: str) -> None:
+        """Let a pinned prefix go; it stays in the cache until its memory is needed.
+
+        Raises:
+            ParameterError: no such pin.
+        """
+        self._pins.drop(name)
+
+    def unpin_all(self) -> None:
+        """Let all pinned prefixes go."""
+        self._pins.clear()
+
+    def _keep_promises(self, pin: Pin) -> None:
+        """Take a pin back that leaves no room for a request that was let in before."""
+        for sequence in (*self._desk.running, *self._desk.waiting.values()):
+            if not self._pins.fits(sequence.namespace, sequence.tokens, sequence.max_length):
+                self._pins.drop(pin.name)
+                raise PromptError(
+                    f"cannot pin {pin.name!r}: a request in line may take {sequence.max_length} "
+                    f"tokens and would not fit beside {pin.length} pinned ones in a cache of "
+                    f"{self.capacity}: wait for it, or give more kv_memory"
+                )
+
     # -- one step -------------------------------------------------------------------------------
 
     def step(self) -> list[Event]:
@@ -311,7 +347,7 @@ class Engine:
             and batch.epoch == self.tree.epoch
             and len(batch.ready) == self.running
         ):
-            batch.advance([sequence.tokens[-1] for sequence in batch.ready])
+            batch.advance([sequence.tokens[-1] & TOKEN_MASK for sequence in batch.ready])
             return batch
         by_phase = sorted(self._desk.running, key=lambda s: not s.decoding)
         selection = select(self.tree, by_phase, self.config.max_step_tokens)
@@ -367,7 +403,7 @@ class Engine:
     def _write(self, sequence: Sequence, token: int, logprob: RowLogprob | None) -> Event:
         """Add a sampled token to a sequence and see whether that ends it."""
         params = sequence.request.params
-        sequence.tokens.append(token)
+        sequence.append(token)
         self.counters.generated_tokens += 1
         if logprob is not None:
             sequence.logprobs.append(logprob.named(self._decode))
@@ -416,6 +452,6 @@ class Engine:
             self.counters.preemptions += 1
 
     def _held(self) -> tuple[int, int]:
-        """Pages that running sequences pin, and tokens that they would hold unshared."""
+        """Pages that running sequences and pins hold, and tokens the former would hold unshared."""
         held = self.tree.used_pages - self.tree.evictable_pages
         return held, sum(sequence.length for sequence in self._desk.running)

@@ -10,6 +10,7 @@ from foreword._errors import ForewordError, ParameterError, PromptError
 from foreword.engine._config import EngineConfig
 from foreword.engine._engine import Engine
 from foreword.engine._params import SamplingParams
+from foreword.engine._pins import NotComputedError
 from foreword.engine._prompts import Prompt, as_many, encode
 from foreword.engine._results import Chunk, Progress, Result
 from foreword.models import LoadedModel, load_model
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from os import PathLike
 
+    from foreword.engine._pins import Pin
     from foreword.engine._sequence import Request
     from foreword.engine._stats import PrefixStats
     from foreword.models import Decoder, Tokenizer
@@ -167,6 +169,29 @@ class LLM:
         finally:
             self.engine.abort(request)
 
+    def pin(self, name: str, prompt: Prompt, *, public: bool = True, salt: str = "") -> Pin:
+        """Compute a prompt, if it is not in the cache yet, and keep it there; see `Engine.pin`.
+
+        Raises:
+            ParameterError, PromptError: as `Engine.pin`, or the prompt is unusable.
+        """
+        ids = self.encode(prompt, f"pin {name!r}")
+        try:
+            return self.engine.pin(name, ids, public=public, salt=salt)
+        except NotComputedError:
+            request = self.engine.add(ids, SamplingParams(max_tokens=1), salt=salt)
+            for _ in self._run([request], None):
+                pass
+            return self.engine.pin(name, ids, public=public, salt=salt)
+
+    def unpin(self, name: str) -> None:
+        """Let a pinned prefix go; it stays in the cache until its memory is needed.
+
+        Raises:
+            ParameterError: no such pin.
+        """
+        self.engine.unpin(name)
+
     def encode(self, prompt: object, name: str = "the prompt") -> list[int]:
         """Token ids of a prompt that this model can answer.
 
@@ -182,7 +207,8 @@ class LLM:
         )
 
     def close(self) -> None:
-        """Drop the cache. The model's memory goes with the last reference to this object."""
+        """Drop the cache and its pins. The model's memory goes with the last reference to this."""
+        self.engine.unpin_all()
         self.engine.tree.clear()
 
     def _add(self, index: int, ids: list[int], params: SamplingParams, tenant: str = "") -> Request:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from foreword.engine._results import Output, Result, Timing, TokenLogprob
 from foreword.engine._text import TextStream
+from foreword.engine._walls import plain
 
 if TYPE_CHECKING:
     from foreword.cache import Lease, Namespace, Node, PrefixTree
@@ -21,7 +22,8 @@ class Sequence:
 
     `tokens` is prompt and answer together and is never lost: a preempted sequence drops its lease
     and takes a new one on the same tokens later. The last token is always *pending*: sampled, not
-    yet computed. Invariant while running: the lease covers exactly `tokens`.
+    yet computed. Invariant while running: the lease covers exactly `tokens`. They are a path of the
+    tree: the one at `wall` carries `mark` (see `_walls.py`), and `plain` takes it off.
     """
 
     request: Request
@@ -34,6 +36,8 @@ class Sequence:
     stream: TextStream | None
     arrival: int
     tenant: str = ""
+    wall: int = -1
+    mark: int = 0
     lease: Lease | None = None
     started: bool = False
     decoding: bool = False
@@ -47,6 +51,10 @@ class Sequence:
     @property
     def length(self) -> int:
         return len(self.tokens)
+
+    def append(self, token: int) -> None:
+        """Add a sampled token, marked where the private part begins with it."""
+        self.tokens.append(token | self.mark if len(self.tokens) == self.wall else token)
 
     @property
     def generated(self) -> int:
@@ -84,7 +92,7 @@ class Sequence:
         return Output(
             index=self.index,
             text=self.text,
-            token_ids=tuple(self.tokens[self.prompt_length :]),
+            token_ids=tuple(plain(self.tokens[self.prompt_length :])),
             finish_reason=self.finish_reason or "abort",
             stop=self.stop,
             logprobs=tuple(self.logprobs) if self.request.params.logprobs is not None else None,
