@@ -106,15 +106,11 @@ class BatchRunner:
 
     async def _run(self, batch: Batch) -> None:
         """Bring a batch to its end, however long that takes."""
-        waits = batch.status in ("validating", "in_progress")
-        turns = self._turns.setdefault(batch.tenant, Seats(AT_ONCE))
-        if waits:
-            await turns.take(1)
         try:
             while not self._stopping.is_set():
                 try:
                     self.pauses.pop(batch.id, None)
-                    if await self._go_on(batch.id):
+                    if await self._in_turn(batch):
                         return
                 except Pause as pause:
                     self.pauses[batch.id] = pause
@@ -124,8 +120,17 @@ class BatchRunner:
                 await self._rest()
         finally:
             self.pauses.pop(batch.id, None)
-            if waits:
-                turns.give(1)
+
+    async def _in_turn(self, batch: Batch) -> bool:
+        """`_go_on` when the tenant's other batches leave room; what only ends needs none."""
+        if self._ledger.book.now(batch.id).status not in ("validating", "in_progress"):
+            return await self._go_on(batch.id)
+        turns = self._turns.setdefault(batch.tenant, Seats(AT_ONCE))
+        await turns.take(1)
+        try:
+            return await self._go_on(batch.id)
+        finally:
+            turns.give(1)
 
     async def _rest(self) -> None:
         try:
@@ -187,33 +192,54 @@ class BatchRunner:
         if caller is None:
             message = "the key of this batch's owner was withdrawn: it goes on when there is one"
             raise Pause("no_key", message)
-        path = self._ledger.book.results(batch.id)
-        results = await self._ledger.on_disk(lambda: ResultFile(path, _identity(batch)))
-        self.results[batch.id] = results
-        ending: Ending | None = None
         try:
+            results = await self._ledger.on_disk(lambda: self._open(batch))
             work = self._work(batch, caller, results)
             self._works[batch.id] = work
-            running = asyncio.get_running_loop().create_task(work.run())
-            try:
-                seconds = max(0.0, batch.expires_at - self._ledger.clock())
-                done, _ = await asyncio.wait({running}, timeout=seconds)
-            finally:
-                if not running.done():
-                    running.cancel()
-                    await asyncio.wait({running})
-            if done:
-                ending = "completed" if running.result() else None
-            else:
-                said = f"the batch's {batch.completion_window} were over before it was answered"
-                await self._ledger.on_disk(lambda: work.expire(said))
-                ending = "expired"
+            ending = await self._end_of(work, batch)
         finally:
             self._works.pop(batch.id, None)
-            await self._ledger.on_disk(results.close)
+            await self._ledger.on_disk(lambda: self._close(batch.id))
         if ending is None:
             return batch
-        return await self._ledger.moved(batch.id, "finalizing", ending=ending, **file_ids())
+        failed = len(results.failed)
+        completed = len(results.finished) - failed
+        return await self._ledger.moved(
+            batch.id,
+            "finalizing",
+            ending=ending,
+            completed=completed,
+            failed=failed,
+            **file_ids(),
+        )
+
+    async def _end_of(self, work: BatchWork, batch: Batch) -> Ending | None:
+        """How the work ended: every line has a record then; None where it was stopped before."""
+        running = asyncio.get_running_loop().create_task(work.run())
+        try:
+            seconds = max(0.0, batch.expires_at - self._ledger.clock())
+            done, _ = await asyncio.wait({running}, timeout=seconds)
+        finally:
+            if not running.done():
+                running.cancel()
+                await asyncio.wait({running})
+        if done:
+            return "completed" if running.result() else None
+        said = f"the batch's {batch.completion_window} were over before it was answered"
+        await self._ledger.on_disk(lambda: work.expire(said))
+        return "expired"
+
+    def _open(self, batch: Batch) -> ResultFile:
+        """On the thread, like `_close` after it: a file that is opened is closed, even if who asked
+        for it is cancelled before he has it."""
+        results = ResultFile(self._ledger.book.results(batch.id), _identity(batch))
+        self.results[batch.id] = results
+        return results
+
+    def _close(self, batch_id: str) -> None:
+        results = self.results.get(batch_id)
+        if results is not None:
+            results.close()
 
     def _work(self, batch: Batch, caller: Caller, results: ResultFile) -> BatchWork:
         file = self._ledger.store.get(batch.tenant, batch.input_file_id)
@@ -231,9 +257,9 @@ class BatchRunner:
     async def _finish(self, batch: Batch) -> Batch:
         """Make files of the records. May be done again: the same files come of it."""
         try:
-            published = await asyncio.to_thread(
-                publish, self._ledger.store, batch, self._ledger.book.results(batch.id)
-            )
+            results = self._ledger.book.results(batch.id)
+            store = self._ledger.store
+            published = await self._ledger.on_disk(lambda: publish(store, batch, results))
         except ApiError as error:
             raise Pause(error.code or "disk_error", _WAITS) from error
         batch = await self._ledger.moved(batch.id, batch.ending or "cancelled", **published)

@@ -13,6 +13,7 @@ from foreword.serving.http._batch_jobs import WINDOW, BatchJobs
 from foreword.serving.http._batch_state import Batch, Status
 from foreword.serving.http._body import read_json
 from foreword.serving.http._files import jobs_of
+from foreword.serving.http._operations import Answer, Operation, Parameter
 from foreword.serving.http._pages import check_query, listed, page
 from foreword.serving.http._refusals import parse
 
@@ -112,6 +113,54 @@ class BatchList(BaseModel):
     first_id: str | None
     last_id: str | None
     has_more: bool
+
+
+_ID = Parameter("batch_id", "path", {"type": "string"})
+_ONE = (Answer("The batch.", BatchObject),)
+
+OPERATIONS = (
+    Operation(
+        "post",
+        "/v1/batches",
+        "Make a batch",
+        "batches",
+        _ONE,
+        errors=(404, 429, 503, 507),
+        body=BatchRequest,
+        description="Its requests are answered when the server has room for them.",
+    ),
+    Operation(
+        "get",
+        "/v1/batches",
+        "Your batches",
+        "batches",
+        (Answer("A page of them, newest first.", BatchList),),
+        errors=(404, 503),
+        parameters=(
+            Parameter("limit", "query", {"type": "integer", "minimum": 1, "maximum": 100}),
+            Parameter("after", "query", {"type": "string"}, "The last id of the page before."),
+        ),
+    ),
+    Operation(
+        "get",
+        "/v1/batches/{batch_id}",
+        "One batch",
+        "batches",
+        _ONE,
+        errors=(404, 503),
+        parameters=(_ID,),
+    ),
+    Operation(
+        "post",
+        "/v1/batches/{batch_id}/cancel",
+        "Cancel a batch",
+        "batches",
+        _ONE,
+        errors=(404, 503, 507),
+        parameters=(_ID,),
+        description="What is answered by then becomes its files.",
+    ),
+)
 
 
 def routes() -> list[Route]:

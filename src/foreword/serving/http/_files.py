@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, Field
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from foreword.serving.http._batch_jobs import BatchJobs
-from foreword.serving.http._errors import ApiError
+from foreword.serving.http._errors import ApiError, not_ready
+from foreword.serving.http._operations import Answer, Operation, Parameter
 from foreword.serving.http._pages import check_query, listed, page
 from foreword.serving.http._service import Service
 from foreword.serving.http._store import StoredFile
@@ -29,7 +32,7 @@ class FileObject(BaseModel):
     filename: str
     purpose: Literal["batch", "batch_output"]
     status: Literal["processed"] = "processed"
-    expires_at: int | None = Field(None, description="Files stay until they are deleted.")
+    expires_at: int | None = Field(default=None, description="Files stay until they are deleted.")
 
 
 class FileList(BaseModel):
@@ -50,11 +53,70 @@ class FileDeleted(BaseModel):
     deleted: Literal[True] = True
 
 
-class FileUpload(BaseModel):
-    """The form of an upload."""
+_ID = Parameter("file_id", "path", {"type": "string"})
 
-    file: bytes = Field(description="One JSON object per line.")
-    purpose: Literal["batch"]
+OPERATIONS = (
+    Operation(
+        "post",
+        "/v1/files",
+        "Leave a file here",
+        "files",
+        (Answer("The file.", FileObject),),
+        errors=(404, 503, 507),
+        form={
+            "type": "object",
+            "required": ["file", "purpose"],
+            "additionalProperties": False,
+            "properties": {
+                "file": {"type": "string", "contentMediaType": "application/octet-stream"},
+                "purpose": {"const": "batch"},
+            },
+        },
+        description="One JSON object per line, for a batch.",
+    ),
+    Operation(
+        "get",
+        "/v1/files",
+        "Your files",
+        "files",
+        (Answer("A page of them, newest first.", FileList),),
+        errors=(404, 503),
+        parameters=(
+            Parameter("purpose", "query", {"type": "string"}, "Only those."),
+            Parameter("limit", "query", {"type": "integer", "minimum": 1, "maximum": _MOST}),
+            Parameter("after", "query", {"type": "string"}, "The last id of the page before."),
+            Parameter("order", "query", {"enum": ["asc", "desc"]}),
+        ),
+    ),
+    Operation(
+        "get",
+        "/v1/files/{file_id}",
+        "One file",
+        "files",
+        (Answer("The file.", FileObject),),
+        errors=(404, 503),
+        parameters=(_ID,),
+    ),
+    Operation(
+        "delete",
+        "/v1/files/{file_id}",
+        "Remove a file",
+        "files",
+        (Answer("It was.", FileDeleted),),
+        errors=(404, 503),
+        parameters=(_ID,),
+        description="Not while it is the input of a batch that has not ended.",
+    ),
+    Operation(
+        "get",
+        "/v1/files/{file_id}/content",
+        "What a file holds",
+        "files",
+        (Answer("Its bytes.", media="application/octet-stream"),),
+        errors=(404, 503),
+        parameters=(_ID,),
+    ),
+)
 
 
 def routes() -> list[Route]:
@@ -83,12 +145,7 @@ def jobs_of(request: Request) -> BatchJobs:
             "this server keeps no files and batches: its operator can start it with --data DIR",
             code="files_off",
         )
-    raise ApiError(
-        503,
-        f"the server is {service.state}: try again later",
-        code="not_ready",
-        headers={"Retry-After": "5"},
-    )
+    raise not_ready(service.state)
 
 
 def file_object(file: StoredFile) -> dict[str, object]:
@@ -136,11 +193,26 @@ async def _delete(request: Request) -> Response:
 async def _content(request: Request) -> Response:
     file = _named(request)
     # Never the caller's own name or type: a browser is to save it, not to show it.
-    return FileResponse(
+    return _WholeFile(
         jobs_of(request).store.path(file),
         media_type="application/octet-stream",
         filename=f"{file.id}.jsonl",
+        headers={"accept-ranges": "none"},
     )
+
+
+class _WholeFile(FileResponse):
+    """A file from its first byte to its last: ranges are left out, since their errors would not
+    come in OpenAI's shape."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = [item for item in scope["headers"] if item[0] not in (b"range", b"if-range")]
+        try:
+            await super().__call__({**scope, "headers": headers}, receive, send)
+        except RuntimeError as error:
+            if Path(self.path).exists():
+                raise
+            raise ApiError(404, "the file was deleted", code="file_not_found") from error
 
 
 def _named(request: Request) -> StoredFile:

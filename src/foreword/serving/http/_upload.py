@@ -36,7 +36,7 @@ async def receive_upload(
     length = request.headers.get("content-length", "")
     if length.isdecimal() and int(length[:20]) > config.max_file + _ROOM:
         raise _too_large(config)
-    with await asyncio.to_thread(store.draft, caller.tenant) as draft:
+    with store.draft(caller.tenant) as draft:
         form = _Form(boundary, config)
         async with aclosing(_pieces(request, config)) as pieces:
             async for piece in pieces:
