@@ -40,8 +40,10 @@ _ASSETS = frozenset(
         "main.js",
         "numbers.js",
         "page.css",
+        "parts.css",
         "playground.js",
         "shape.js",
+        "tree.css",
         "tree.js",
     }
 )

@@ -19,9 +19,11 @@ export class Block {
     this.below = 0;
   }
 
-  show(node) {
+  show(node, texts) {
     this.node = node;
+    this.texts = texts;
     this.bar.dataset.heat = heat(node.readers);
+    this.bar.classList.toggle("shared", texts > 1);
     this.bar.classList.toggle("held", node.held);
     this.bar.classList.toggle("pending", node.computed < node.tokens && node.computed === 0);
   }
@@ -39,20 +41,26 @@ export class Block {
       this.kids.remove();
     }
     const branches = below ? `, ${plural(below, "branch", "branches")}` : "";
-    const label = `${this.title(60)}, ${facts(node)}${branches}`;
+    const label = `${this.title(60)}, ${plural(node.tokens, "token")}, ${facts(node)}${branches}`;
     if (element.getAttribute("aria-label") !== label) element.setAttribute("aria-label", label);
     this.closed = closed;
   }
 
   widen(pixels) {
-    this.bar.style.width = `${pixels.toFixed(1)}px`;
-    const readers = this.node.readers > 1 ? ` ×${this.node.readers}` : "";
     const branching = this.below > 0 && !this.closed;
     const roomy = branching && pixels >= ROOMY;
+    const { readers } = this.node;
+    this.bar.style.width = `${pixels.toFixed(1)}px`;
     say(this.inside, roomy ? this.title(600) : "");
-    this.bar.dataset.readers = roomy || pixels >= 30 ? readers : "";
+    const now = readers > 1 ? `read by ${count(readers)} now` : "";
+    const shared = this.texts > 1 ? `begins ${count(this.texts)} texts` : "";
+    const both = pixels >= 260 && shared && now ? `${shared}, ${now}` : now || shared;
+    this.bar.dataset.badge = roomy && pixels >= 130 ? both : "";
+    // At the end of a branch the text begins on the bar and runs on beside it, where it stays
+    // readable on the bar's colour.
+    this.element.classList.toggle("over", !branching && readers < 3);
     const folded = this.closed ? ` … ${plural(this.below, "branch", "branches")} folded` : "";
-    say(this.beside, branching ? "" : this.title(160) + folded);
+    say(this.beside, branching ? "" : this.title(240) + folded);
     this.beside.hidden = branching;
   }
 
@@ -81,19 +89,21 @@ export class Block {
 }
 
 /** The chosen block in words: its text, then facts. */
-export function describe(node, showsText) {
+export function describe({ node, texts }, showsText) {
   let text = "The text of blocks is not shown on this server.";
   if (showsText) {
     const left = node.tail ? `\n… ${count(node.tokens - 40)} tokens …\n` : "";
     text = node.text + left + (node.tail ?? "") || "Special tokens without a text.";
   }
-  const lines = [text, `Tokens ${count(node.start + 1)} to ${count(node.start + node.tokens)}:`];
-  lines.push(`${facts(node)}.`);
+  const last = node.start + node.tokens;
+  const place = node.tokens === 1 ? `Token ${count(last)}` : `Tokens ${count(node.start + 1)} to ${count(last)}`;
+  const begins = texts > 1 ? `, begins ${count(texts)} texts` : "";
+  const lines = [text, `${place}, ${facts(node)}${begins}.`];
   if (node.tenants) {
     const by = node.tenants.map(([name, readers]) => `${name || "no tenant"} ${count(readers)}`);
     lines.push(`Read by ${by.join(", ")}.`);
   }
-  if (node.held) lines.push("Kept on purpose: it is not dropped.");
+  if (node.held) lines.push("Pinned: it is not dropped.");
   if (node.private !== undefined) {
     lines.push(`From here on only ${node.private || "one tenant"} can use it.`);
   }
@@ -102,11 +112,10 @@ export function describe(node, showsText) {
 
 function facts(node) {
   const pending = node.tokens - node.computed;
-  const waiting = pending > 1 ? `, ${count(pending)} of them still to be computed` : "";
-  const readers = node.readers ? `in use by ${plural(node.readers, "answer")}` : "kept, not in use";
-  return `${plural(node.tokens, "token")}${waiting}, ${readers}`;
+  const readers = node.readers ? `read by ${plural(node.readers, "answer")} now` : "kept for later";
+  return pending > 1 ? `${readers}, ${count(pending)} tokens still to be computed` : readers;
 }
 
 function heat(readers) {
-  return readers < 2 ? readers : readers < 4 ? 2 : readers < 8 ? 3 : 4;
+  return readers < 3 ? readers : readers < 8 ? 3 : 4;
 }

@@ -46,7 +46,7 @@ $("pause").addEventListener("click", () => {
   feed.pause(paused);
 });
 
-$("demo").addEventListener("click", () => playground.demo());
+for (const id of ["demo", "three"]) $(id).addEventListener("click", () => playground.demo());
 
 setInterval(() => {
   if (feed.run) numbers.tick();

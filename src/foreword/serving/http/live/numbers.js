@@ -2,8 +2,8 @@
 
 import { bytes, count, make, plural, say } from "./format.js";
 
-const SLICE = 3; // seconds in one step of the curve
-const SLICES = 100;
+const SLICE = 3; // seconds that one bar stands for
+const SLICES = 60;
 const $ = (id) => document.getElementById(id);
 
 export class Numbers {
@@ -58,20 +58,20 @@ export class Numbers {
   draw() {
     const [sharedPath, workPath] = $("spark").children;
     const top = Math.max(1, ...this.slices.map((slice) => slice.shared + slice.work));
-    const step = 300 / SLICES;
-    const from = 300 - this.slices.length * step;
-    const area = (low, high) => {
-      const there = this.slices.map((s, i) => steps(from + i * step, step, high(s) / top));
-      const back = this.slices.map((s, i) => steps(from + (i + 1) * step, -step, low(s) / top));
-      return `M${there.join("L")}L${back.reverse().join("L")}Z`;
+    const from = SLICES - this.slices.length;
+    const bar = (place, low, high) => {
+      if (high <= low) return "";
+      const [bottom, height] = [44 - (42 * low) / top, (42 * (high - low)) / top];
+      return `M${(from + place) * 5} ${bottom.toFixed(1)}v-${height.toFixed(1)}h4v${height.toFixed(1)}z`;
     };
-    workPath.setAttribute("d", area(() => 0, (slice) => slice.work));
-    sharedPath.setAttribute("d", area((slice) => slice.work, (slice) => slice.work + slice.shared));
+    const bars = (edges) => this.slices.map((slice, i) => bar(i, ...edges(slice))).join("");
+    workPath.setAttribute("d", bars((slice) => [0, slice.work]));
+    sharedPath.setAttribute("d", bars((slice) => [slice.work, slice.work + slice.shared]));
     const sum = (name) => this.slices.reduce((total, slice) => total + slice[name], 0);
     say(
       $("spark-text"),
-      `The last five minutes: ${count(sum("shared"))} tokens were there already, ` +
-        `${count(sum("work"))} were computed; at most ${count(top / SLICE)} a second.`,
+      `The last three minutes: ${count(sum("shared"))} tokens were there already, ` +
+        `${count(sum("work"))} were computed.`,
     );
   }
 
@@ -109,10 +109,4 @@ export class Numbers {
       `${bytes(cache.in_use)} in use, ${bytes(cache.kept)} kept for later, ${bytes(free)} free`,
     );
   }
-}
-
-/** Two points of a curve of steps, at the height of a share of 1. */
-function steps(x, width, share) {
-  const y = (43 - 42 * share).toFixed(1);
-  return `${x.toFixed(1)} ${y}L${(x + width).toFixed(1)} ${y}`;
 }

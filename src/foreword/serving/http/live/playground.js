@@ -62,8 +62,7 @@ export class Playground {
   async send(questions, answers) {
     const stop = new AbortController();
     this.running = stop;
-    $("send").disabled = true;
-    $("stop").disabled = false;
+    this.lock(true);
     $("output").hidden = false;
     $("output").replaceChildren();
     say($("play-status"), "Sent.");
@@ -75,8 +74,7 @@ export class Playground {
     });
     const failed = (await Promise.allSettled(sent)).find((one) => one.status === "rejected");
     this.running = null;
-    $("stop").disabled = true;
-    $("send").disabled = false;
+    this.lock(false);
     if (stop.signal.aborted) return say($("play-status"), "Stopped.");
     if (failed) {
       if (failed.reason.status === 401) this.onKey();
@@ -88,6 +86,15 @@ export class Playground {
       `${plural(total.written, "token")} in ${seconds} s. Of ${plural(total.prompt, "prompt token")} ` +
         `${count(total.found)} were there already, ${count(total.prompt - total.found)} were computed.`,
     );
+  }
+
+  lock(running) {
+    const focus = document.activeElement;
+    for (const id of ["send", "three", "demo"]) $(id).disabled = running;
+    $("stop").disabled = !running;
+    // A button that is switched off loses the focus: hand it on to the one that is left.
+    if (running && ["send", "three", "demo"].includes(focus.id)) $("stop").focus();
+    if (!running && focus.id === "stop") $("send").focus();
   }
 
   place(question) {

@@ -1,4 +1,4 @@
-// How wide blocks are.
+// What follows from a tree's shape: children, widths, and how many texts share a block.
 
 /** Children by parent id, in the order given; those of null are at the top. */
 export function family(nodes) {
@@ -43,4 +43,16 @@ export function fit(nodes, children, open, room) {
     else low = middle;
   }
   return new Map(drawn.map((node) => [node.id, Math.max(least, node.tokens * low)]));
+}
+
+/** How many texts begin with each block: the ends below it, those that are not sent included. */
+export function texts(nodes) {
+  const ends = new Map();
+  for (const node of [...nodes].reverse()) {
+    const below = ends.get(node.id) ?? 0;
+    const all = below + node.more || 1;
+    ends.set(node.id, all);
+    if (node.parent !== null) ends.set(node.parent, (ends.get(node.parent) ?? 0) + all);
+  }
+  return ends;
 }

@@ -2,7 +2,7 @@
 
 import { say } from "./format.js";
 import { Block, describe } from "./block.js";
-import { fit, family } from "./shape.js";
+import { family, fit, texts } from "./shape.js";
 
 const SHOWN = 12; // children of one block that are drawn at first
 const FADE = 1600; // milliseconds in which a dropped block fades; as in page.css
@@ -55,10 +55,11 @@ export class Tree {
       if (dropped.has(id) && !calm) block.fade(FADE);
       else this.leaving.push(block.element);
     }
+    const shared = texts(state.nodes);
     for (const node of state.nodes) {
       const block = this.blocks.get(node.id) ?? new Block(node.id);
       this.blocks.set(node.id, block);
-      block.show(node);
+      block.show(node, shared.get(node.id));
     }
   }
 
@@ -144,7 +145,7 @@ export class Tree {
   measure() {
     const visible = (id) => !this.closed.has(id);
     const width = this.root.clientWidth;
-    const widths = fit(this.state.nodes, this.family, visible, width * (width < 480 ? 0.5 : 0.66));
+    const widths = fit(this.state.nodes, this.family, visible, width * (width < 480 ? 0.7 : 0.8));
     for (const [id, pixels] of widths) this.blocks.get(id).widen(pixels);
   }
 
@@ -152,7 +153,9 @@ export class Tree {
     const cache = state.cache;
     const hidden = state.hidden.nodes;
     $("empty").hidden = cache.nodes > 0;
+    this.root.hidden = cache.nodes === 0;
     $("tree-keys").hidden = cache.nodes === 0;
+    $("legend-held").hidden = !state.nodes.some((node) => node.held);
     const more = hidden > 0 ? `, ${hidden.toLocaleString("en-US")} of them not drawn` : "";
     say(
       $("tree-size"),
@@ -254,7 +257,7 @@ export class Tree {
     }
     const block = this.blocks.get(this.chosen);
     const lines = block
-      ? describe(block.node, this.state.shows_text)
+      ? describe(block, this.state.shows_text)
       : ["This block is not in the tree any more, or too small a part of it to be drawn."];
     this.detail.hidden = false;
     const [text, ...facts] = lines;
