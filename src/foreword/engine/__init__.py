@@ -10,6 +10,7 @@ from foreword.engine._memory import parse_bytes
 from foreword.engine._params import SamplingParams, from_openai
 from foreword.engine._pins import Pin
 from foreword.engine._results import Chunk, Output, Progress, Result, Timing, TokenLogprob
+from foreword.engine._saved import SavedPrefix, SavedPrefixError
 from foreword.engine._sequence import Request
 from foreword.engine._stats import PrefixStats
 from foreword.engine._text import TextStream
@@ -31,6 +32,8 @@ __all__ = [
     "Request",
     "Result",
     "SamplingParams",
+    "SavedPrefix",
+    "SavedPrefixError",
     "StepLoad",
     "TextStream",
     "Timing",

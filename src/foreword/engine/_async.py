@@ -14,10 +14,12 @@ from foreword.engine._llm import LLM, pair
 from foreword.engine._params import SamplingParams
 from foreword.engine._pins import PIN_ATTEMPTS, NotComputedError
 from foreword.engine._results import Chunk, Result
+from foreword.engine._saved import read_file, write_file
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Sequence
     from os import PathLike
+    from pathlib import Path
 
     from foreword.engine._engine import Engine
     from foreword.engine._events import Event
@@ -235,6 +237,26 @@ class AsyncLLM:
             ParameterError: no such pin.
         """
         await self.run(lambda engine: engine.unpin(name))
+
+    async def save_pin(self, name: str, directory: str | PathLike[str]) -> Path:
+        """As `Engine.save_pin`; the engine waits for the copy in memory, not for the disk.
+
+        Raises:
+            ParameterError: no such pin.
+            SavedPrefixError: it cannot be written.
+        """
+        saved = await self.run(lambda engine: engine.copy_pin(name))
+        return await asyncio.to_thread(write_file, saved, directory)
+
+    async def load_pin(self, path: str | PathLike[str], *, salt: str = "") -> Pin:
+        """As `Engine.load_pin`; the engine waits for the copy from memory, not for the disk.
+
+        Raises:
+            SavedPrefixError: no such file, damaged, another model's, or too large.
+            ParameterError, PromptError: as `Engine.pin`.
+        """
+        saved = await asyncio.to_thread(read_file, path)
+        return await self.run(lambda engine: engine.restore_pin(saved, salt=salt))
 
     def close(self) -> None:
         """Abort what runs and end the thread; closing twice does nothing."""

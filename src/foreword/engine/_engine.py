@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from foreword._errors import ParameterError, PromptError
+from foreword._errors import PromptError
 from foreword.admission import Desk
 from foreword.attention import choose
 from foreword.cache import KVPool, Namespace, PrefixTree
@@ -23,6 +23,7 @@ from foreword.engine._config import EngineConfig
 from foreword.engine._counters import Clock, Counters
 from foreword.engine._events import Event, StepLoad
 from foreword.engine._memory import pool_pages
+from foreword.engine._pinning import Pinning
 from foreword.engine._pins import Pins
 from foreword.engine._results import Progress
 from foreword.engine._sampler import Sampler
@@ -33,10 +34,7 @@ from foreword.models import GraphedModel, PackedStep
 from foreword.scheduling import make_policy
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from foreword.engine._params import SamplingParams
-    from foreword.engine._pins import Pin
     from foreword.engine._results import FinishReason
     from foreword.engine._sampler import RowLogprob
     from foreword.engine._stats import PrefixStats
@@ -44,7 +42,7 @@ if TYPE_CHECKING:
     from foreword.scheduling import Candidate, Policy
 
 
-class Engine:
+class Engine(Pinning):
     """Continuous batching over one model, one prefix tree and one pool.
 
     Not thread-safe: one thread calls `add`, `abort` and `step`.
@@ -129,11 +127,6 @@ class Engine:
         if batch is None:
             return None
         return StepLoad(batch.rows, batch.work.keys_seen, batch.work.keys_read)
-
-    @property
-    def capacity(self) -> int:
-        """Tokens the pool can hold when one sequence has it alone."""
-        return (self.tree.num_pages - 1) * self.config.page_size
 
     def add(
         self, prompt: list[int], params: SamplingParams, *, salt: str = "", tenant: str = ""
@@ -245,64 +238,6 @@ class Engine:
 
     def _decode(self, ids: list[int]) -> str:
         return self.loaded.tokenizer.decode(ids) if self.loaded.tokenizer else ""
-
-    # -- pins -------------------------------------------------------------------------------------
-
-    @property
-    def pins(self) -> Mapping[str, Pin]:
-        """The pinned prefixes by name; a view that changes with them."""
-        return self._pins.by_name
-
-    @property
-    def pinned_tokens(self) -> int:
-        """Tokens that pins keep in the cache; what several hold counts once."""
-        return self._pins.tokens
-
-    def pin(self, name: str, tokens: list[int], *, public: bool = True, salt: str = "") -> Pin:
-        """Keep a prefix in the cache until it is unpinned. It must have been computed before.
-
-        Requests of every salt use a `public` one, as far as their prompts agree with it; behind
-        that they share with nobody but their own. One that is not public serves the requests of
-        `salt`. Later requests find what earlier ones left behind only while the same public pins
-        stand: to take or drop one costs each tenant the computing of its prefixes once. O(tokens).
-
-        Raises:
-            ParameterError: a name that is taken or cannot name a file, a public pin with a salt,
-                or an engine that shares nothing.
-            PromptError: no tokens; some are not in the cache; or a request that was taken already
-                would not fit beside it any more.
-        """
-        if not self.config.share:
-            raise ParameterError("this engine shares nothing (share=False): a pin would be idle")
-        self._pins.check(name, tokens, public=public, salt=salt)
-        ground = self._pins.ground(tokens, salt)
-        namespace = replace(self._namespace, salt=ground.salt)
-        pin = self._pins.take(name, tokens, ground, namespace, public=public, salt=salt)
-        self._keep_promises(pin)
-        return pin
-
-    def unpin(self, name: str) -> None:
-        """Let a pinned prefix go; it stays in the cache until its memory is needed.
-
-        Raises:
-            ParameterError: no such pin.
-        """
-        self._pins.drop(name)
-
-    def unpin_all(self) -> None:
-        """Let all pinned prefixes go."""
-        self._pins.clear()
-
-    def _keep_promises(self, pin: Pin) -> None:
-        """Take a pin back that leaves no room for a request that was let in before."""
-        for sequence in (*self._desk.running, *self._desk.waiting.values()):
-            if not self._pins.fits(sequence.namespace, sequence.tokens, sequence.max_length):
-                self._pins.drop(pin.name)
-                raise PromptError(
-                    f"cannot pin {pin.name!r}: a request in line may take {sequence.max_length} "
-                    f"tokens and would not fit beside {pin.length} pinned ones in a cache of "
-                    f"{self.capacity}: wait for it, or give more kv_memory"
-                )
 
     # -- one step -------------------------------------------------------------------------------
 

@@ -18,6 +18,7 @@ from foreword.models import LoadedModel, load_model
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from os import PathLike
+    from pathlib import Path
 
     from foreword.engine._pins import Pin
     from foreword.engine._sequence import Request
@@ -191,6 +192,24 @@ class LLM:
             ParameterError: no such pin.
         """
         self.engine.unpin(name)
+
+    def save_pin(self, name: str, directory: str | PathLike[str]) -> Path:
+        """As `Engine.save_pin`.
+
+        Raises:
+            ParameterError: no such pin.
+            SavedPrefixError: it cannot be written.
+        """
+        return self.engine.save_pin(name, directory)
+
+    def load_pin(self, path: str | PathLike[str], *, salt: str = "") -> Pin:
+        """As `Engine.load_pin`.
+
+        Raises:
+            SavedPrefixError: no such file, damaged, another model's, or too large.
+            ParameterError, PromptError: as `Engine.pin`.
+        """
+        return self.engine.load_pin(path, salt=salt)
 
     def encode(self, prompt: object, name: str = "the prompt") -> list[int]:
         """Token ids of a prompt that this model can answer.

@@ -16,6 +16,7 @@ import torch
 
 from foreword._errors import ModelError
 from foreword.models._bridge import PackedModel
+from foreword.models._fingerprint import fingerprint
 from foreword.models._lean import LeanModel
 from foreword.models._lean_fit import lean_reason
 from foreword.models._probe import own_logits, probe
@@ -63,13 +64,17 @@ class ModelShape:
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model ready for the engine, with its tokenizer and the tokens that end a text."""
+    """A model ready for the engine, with its tokenizer and the tokens that end a text.
+
+    `fingerprint` tells it from other models, see `_fingerprint.py`.
+    """
 
     name: str
     shape: ModelShape
     packed: PackedModel | LeanModel
     tokenizer: Tokenizer | None
     eos_token_ids: frozenset[int]
+    fingerprint: str = ""
 
 
 def load_model(
@@ -130,10 +135,11 @@ def wrap_model(
     expected = None if tested else own_logits(model)
     shape = _shape(model)
     eos = _eos(model, tokenizer)
+    identity = fingerprint(model)  # now: the lean decoder takes the model apart
     packed = LeanModel(model) if lean else PackedModel(model)
     if expected is not None:
         probe(packed, expected, shape, config.model_type)
-    return LoadedModel(name, shape, packed, tokenizer, eos)
+    return LoadedModel(name, shape, packed, tokenizer, eos, identity)
 
 
 def _choose_lean(model: Any, name: str, decoder: Decoder) -> bool:
