@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import itertools
 import json
 import os
 
@@ -214,7 +215,7 @@ def test_a_disk_that_fails_at_the_last_moment_leaves_nothing(keep, tmp_path, mon
 
 def test_names_are_shown_and_never_used(keep, tmp_path):
     client = keep()
-    for given, shown in [
+    for name, shown in [
         ("../../../etc/passwd", "passwd"),
         ("C:\\\\a\\\\b.jsonl", "b.jsonl"),
         ("..", ".."),
@@ -223,11 +224,11 @@ def test_names_are_shown_and_never_used(keep, tmp_path):
         ("", "upload"),
         ("n" * 1000, "n" * 255),
     ]:
-        answer = send(client, form(PURPOSE, (f'name="file"; filename="{given}"', b"{}")))
+        answer = send(client, form(PURPOSE, (f'name="file"; filename="{name}"', b"{}")))
         assert answer.json()["filename"] == shown
         content = client.get(f"/v1/files/{answer.json()['id']}/content")
-        name = f'attachment; filename="{answer.json()["id"]}.jsonl"'
-        assert content.headers["content-disposition"] == name
+        said = f'attachment; filename="{answer.json()["id"]}.jsonl"'
+        assert content.headers["content-disposition"] == said
         assert content.headers["content-type"] == "application/octet-stream"
     names = {path.name for path in tmp_path.rglob("*") if path.is_file()}
     assert all(name == "lock" or name.startswith("file-") for name in names)
@@ -278,7 +279,7 @@ def upload(store, body, cuts):
     edges = [0, *sorted(cuts), len(body)]
     messages = [
         {"type": "http.request", "body": body[a:b], "more_body": b < len(body)}
-        for a, b in zip(edges, edges[1:], strict=False)
+        for a, b in itertools.pairwise(edges)
     ]
 
     async def receive():
