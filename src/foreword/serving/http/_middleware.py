@@ -6,6 +6,7 @@ From the outside: `Edge` (identity, headers, metrics, log), `Failures` (errors b
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import secrets
@@ -108,6 +109,10 @@ class Edge(_Layer):
                 if unread or self._service.state == "draining":
                     out["connection"] = "close"
             await send(message)
+            if message.get("more_body"):
+                # Nothing waits in a send to a client that has left: without this a stream that
+                # never waits either would keep the event loop from hearing of it.
+                await asyncio.sleep(0)
 
         began = time.perf_counter()
         place = object()  # ids are the clients' and may be given twice
