@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
+import re
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from foreword._errors import ForewordError
+import anyio
+
+from foreword._errors import ForewordError, ParameterError, PromptError
 from foreword.engine import AsyncLLM, Chunk, Result, SamplingParams
 from foreword.serving.http._config import ServerConfig
-from foreword.serving.http._errors import ApiError
-from foreword.serving.http._gate import Gate
+from foreword.serving.http._errors import ApiError, not_ready
+from foreword.serving.http._gate import Gate, Ticket
 from foreword.serving.http._isolation import Isolation
 from foreword.serving.http._keys import Caller, Keyring
 from foreword.serving.http._metrics import Metrics
@@ -23,17 +25,41 @@ if TYPE_CHECKING:
 
 State = Literal["starting", "ready", "draining"]
 
+_SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
+
+
+def seconds_asked(header: str | None) -> float | None:
+    """The value of `x-request-timeout`: seconds that the caller will wait; None without one.
+
+    Raises:
+        ApiError: 400, it is not a number above 0.
+    """
+    if header is None:
+        return None
+    if not _SECONDS.fullmatch(header) or not float(header):
+        raise ApiError(
+            400,
+            "the header x-request-timeout must be seconds above 0, such as 30 or 2.5",
+            code="invalid_timeout",
+        )
+    return float(header)
+
 
 @dataclass(frozen=True)
 class Job:
     """What one HTTP request asks of the engine: prompts as token ids, one `SamplingParams` each.
 
-    `cache_salt` is the user's own, "" for none; the server makes the real one of it.
+    Attributes:
+        cache_salt: the user's own, "" for none; the server makes the real one of it.
+        user: whom a fair policy charges where no keys are set; it splits no cache.
+        seconds: how long the caller waits; it can only shorten the server's `request_seconds`.
     """
 
     prompts: tuple[list[int], ...]
     params: tuple[SamplingParams, ...]
     cache_salt: str = ""
+    user: str = ""
+    seconds: float | None = None
 
     @property
     def answers(self) -> int:
@@ -80,14 +106,16 @@ class Service:
     ) -> Service:
         """A service with a gate and metrics of its own."""
         config = config or ServerConfig()
+        keys = keys or Keyring()
+        gate = Gate(config, llm.max_batch, shared=len(keys.tenants) > 1)
         return cls(
             llm=llm,
             model=config.model_name or model,
             config=config,
-            keys=keys or Keyring(),
+            keys=keys,
             isolation=Isolation(secret),
-            gate=Gate(config, llm.max_batch),
-            metrics=Metrics(config.model_name or model, llm),
+            gate=gate,
+            metrics=Metrics(config.model_name or model, llm, gate.load),
         )
 
     async def answer(self, caller: Caller, job: Job) -> AsyncGenerator[Chunk | Result, None]:
@@ -98,59 +126,90 @@ class Service:
         until it is collected.
 
         Raises:
-            ApiError: 429 or 503 before the first chunk; 503 when the server goes down; 504 when
-                `request_seconds` are over.
+            ApiError: 400, 429 or 503 before the first chunk; 503 when the server goes down; 504
+                when the time is over.
             PromptError, ParameterError: the engine refuses the job; before the first chunk.
         """
         if self.state != "ready":
-            raise ApiError(
-                503,
-                f"the server is {self.state}: try again later",
-                code="not_ready",
-                headers={"Retry-After": "5"},
-            )
+            raise not_ready(self.state)
         ticket = self.gate.enter(caller, answers=job.answers, prompt_tokens=job.prompt_tokens)
-        open_prompts = set(range(len(job.prompts)))
-        started: set[int] = set()
-        last: dict[tuple[int, int], float] = {}
-        events = self.llm.events(
-            job.prompts,
-            job.params,
-            tenant=caller.tenant,
-            salt=self.isolation.salt(caller.tenant, job.cache_salt),
-        )
-        deadline = time.monotonic() + self.config.request_seconds
+        course = _Course(caller, job, ticket, self.metrics)
+        seconds = min(self.config.request_seconds, job.seconds or self.config.request_seconds)
+        deadline = anyio.current_time() + seconds
         try:
+            salt = self.isolation.salt(caller.tenant, job.cache_salt)
+            tenant = caller.tenant or job.user
+            events = self.llm.events(job.prompts, job.params, tenant=tenant, salt=salt)
             async with aclosing(events):
-                while open_prompts:
-                    item = await _before(deadline, events, self.config.request_seconds)
-                    if isinstance(item, Result):
-                        open_prompts.discard(item.index)
-                        self.metrics.finished(caller, item, job.params[item.index])
-                    else:
-                        if item.index not in started:
-                            started.add(item.index)
-                            ticket.started(job.params[item.index].n, len(job.prompts[item.index]))
-                        ticket.wrote(len(item.token_ids))
-                        now = time.perf_counter()
-                        place = (item.index, item.output_index)
-                        if place in last and item.token_ids:
-                            self.metrics.token_gap(now - last[place])
-                        last[place] = now
+                while course.left:
+                    item = await _before(deadline, seconds, events)
+                    course.saw(item)
                     yield item
+        except BaseException as error:
+            course.broke(error)
+            raise
         finally:
             ticket.close()
-            if open_prompts:
-                self.metrics.aborted(caller, len(open_prompts))
+
+
+class _Course:
+    """How far a job has come, told to its ticket and to the metrics as it goes.
+
+    `left` has the answers that are still open, by prompt; a prompt goes with its result.
+    """
+
+    def __init__(self, caller: Caller, job: Job, ticket: Ticket, metrics: Metrics) -> None:
+        self._caller = caller
+        self._job = job
+        self._ticket = ticket
+        self._metrics = metrics
+        self._waiting = set(range(len(job.prompts)))
+        self._last: dict[tuple[int, int], float] = {}  # when an answer's last token came
+        self.left = {index: params.n for index, params in enumerate(job.params)}
+
+    def saw(self, item: Chunk | Result) -> None:
+        index = item.index
+        if index in self._waiting:
+            self._waiting.discard(index)
+            self._ticket.started(self._job.params[index].n, len(self._job.prompts[index]))
+        if isinstance(item, Result):
+            self._ticket.ended(self.left.pop(index))
+            self._metrics.finished(self._caller, item, self._job.params[index])
+            return
+        self._ticket.wrote(len(item.token_ids))
+        place = (index, item.output_index)
+        if item.token_ids:
+            now = time.perf_counter()
+            if place in self._last:
+                self._metrics.token_gap(now - self._last[place])
+            self._last[place] = now
+        if item.finish_reason is not None:
+            self._last.pop(place, None)
+            self.left[index] -= 1
+            self._ticket.ended(1)
+
+    def broke(self, error: BaseException) -> None:
+        """The job ended by an error, or because nobody wants it any more."""
+        if isinstance(error, (PromptError, ParameterError)):  # it never ran
+            return
+        if self.left:
+            answers = sum(self._job.params[index].n for index in self.left)
+            failed = isinstance(error, Exception) and not isinstance(error, ApiError)
+            self._metrics.aborted(self._caller, answers, failed=failed)
 
 
 async def _before(
-    deadline: float, events: AsyncGenerator[Chunk | Result, None], seconds: float
+    deadline: float, seconds: float, events: AsyncGenerator[Chunk | Result, None]
 ) -> Chunk | Result:
-    """The next event, if it comes in time."""
+    """The next event, if it comes in time.
+
+    A cancel scope and not `asyncio.wait_for`, which before Python 3.12 loses a cancellation that
+    comes together with the event.
+    """
     try:
-        return await asyncio.wait_for(anext(events), max(0.0, deadline - time.monotonic()))
-    except asyncio.TimeoutError:
+        with anyio.fail_after(deadline - anyio.current_time()):
+            return await anext(events)
+    except TimeoutError:
         raise ApiError(
             504,
             f"no complete answer within {seconds:g} seconds: ask for fewer tokens",
