@@ -81,7 +81,7 @@ class Feed:
     def __init__(self, service: Service, interval: float = INTERVAL) -> None:
         self._service = service
         self._interval = interval
-        self._observer = Observer()
+        self._observer = Observer({service.isolation.salt(t): t for t in service.keys.weights})
         self._lock = asyncio.Lock()
         self._made: float | None = None
         self._state = b""

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import ChainMap, Counter
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 from foreword.cache import Namespace, TreeStats
-from foreword.engine import Engine
+from foreword.engine import Engine, mark, mark_of, plain
 from foreword.models import Tokenizer
 from foreword.serving.http._live_tree import Block, Sight, TreeWatch
 
-_PLAIN = 0xFFFFFFFF
-"""A token id without the mark of a tenant that may stand in its high bits."""
 _TENANTS = 50
 """Tenants listed by name; the rest are summed up."""
 _NAME = 64
 """Characters of a tenant's name that are shown."""
-_MARKS = 4096
-"""Owners of marks that are remembered."""
+_OWNERS = 4096
+"""Salts and marks whose owner is remembered."""
 
 
 class Look(NamedTuple):
@@ -27,7 +25,7 @@ class Look(NamedTuple):
 
     Attributes:
         sight: the tree.
-        owners: whose namespace or mark it is, as far as a running answer told.
+        owners: tenants by their salts and marks, as far as they are known.
         running, waiting: answers by tenant.
         counts: sums since the start.
         cache: pages and tokens.
@@ -35,7 +33,7 @@ class Look(NamedTuple):
     """
 
     sight: Sight
-    owners: Mapping[Namespace | int, str]
+    owners: Mapping[str | int, str]
     running: Mapping[str, int]
     waiting: Mapping[str, int]
     counts: Mapping[str, int]
@@ -47,31 +45,37 @@ class Observer:
     """Looks at one engine, and remembers whose ground is whose.
 
     Args:
+        tenants: those whose salts are known beforehand, by salt; others are learned of from running
+            answers.
         limit: nodes shown at most.
     """
 
-    def __init__(self, limit: int = 400) -> None:
+    def __init__(self, tenants: Mapping[str, str] | None = None, limit: int = 400) -> None:
         self._watch = TreeWatch(limit)
-        self._owners: dict[Namespace | int, str] = {}
+        self._known: dict[str | int, str] = {}
+        for salt, tenant in (tenants or {}).items():
+            self._known[salt] = self._known[mark(salt)] = tenant
+        self._owners: dict[str | int, str] = {}
 
     def look(self, engine: Engine) -> Look:
         """To be called on the engine's thread between steps. Changes nothing in the engine.
 
-        Costs what `TreeWatch.look` does, and O(running + waiting).
+        Costs what `TreeWatch.look` does, and O(running + waiting + pins).
         """
+        tree = engine.tree
         sequences = engine.in_batch()
-        paths = [(sequence.tenant, sequence.path(engine.tree)) for sequence in sequences]
-        for sequence, (tenant, path) in zip(sequences, paths, strict=True):
-            self._owners[sequence.namespace] = tenant
-            for node in path:
-                if node.tokens[0] > _PLAIN:
-                    self._owners[node.tokens[0] >> 32] = tenant
-        if len(self._owners) > _MARKS:
+        for sequence in sequences:
+            self._owners[sequence.mark or sequence.namespace.salt] = sequence.tenant
+        if len(self._owners) > _OWNERS:
             self._owners.clear()
         counters = engine.counters
         return Look(
-            sight=self._watch.look(engine.tree, paths),
-            owners=dict(self._owners),
+            sight=self._watch.look(
+                tree,
+                [(sequence.tenant, sequence.path(tree)) for sequence in sequences],
+                [(name, tree.path(pin.lease)) for name, pin in engine.pins.items()],
+            ),
+            owners=ChainMap(self._known, dict(self._owners)),
             running=Counter(sequence.tenant for sequence in sequences),
             waiting=Counter(candidate.tenant for candidate in engine.in_line()),
             counts={
@@ -81,8 +85,8 @@ class Observer:
                 "generated_tokens": counters.generated_tokens,
                 "preemptions": counters.preemptions,
             },
-            cache=engine.tree.stats(),
-            page_bytes=engine.tree.page_size * engine.pool.bytes_per_token,
+            cache=tree.stats(),
+            page_bytes=tree.page_size * engine.pool.bytes_per_token,
         )
 
 
@@ -119,14 +123,14 @@ def decoder(tokenizer: Tokenizer) -> Callable[[tuple[int, ...]], str]:
 
     @lru_cache(maxsize=4096)
     def text(ids: tuple[int, ...]) -> str:
-        return tokenizer.decode([token & _PLAIN for token in ids]).strip("\ufffd")
+        return tokenizer.decode(plain(ids)).strip("\ufffd")
 
     return text
 
 
 def _node(
     block: Block,
-    owners: Mapping[Namespace | int, str],
+    owners: Mapping[str | int, str],
     grounds: dict[Namespace, int],
     text: Callable[[tuple[int, ...]], str] | None,
 ) -> dict[str, Any]:
@@ -138,13 +142,15 @@ def _node(
         "tokens": block.tokens,
         "computed": block.computed,
         "readers": block.readers,
-        "held": block.held,
+        "pinned": block.pinned,
         "more": block.more,
     }
     if block.readers and any(tenant for tenant, _ in block.tenants):
         node["tenants"] = [[tenant[:_NAME], count] for tenant, count in block.tenants]
-    if block.head[0] > _PLAIN:  # from here on it is one tenant's alone
-        node["private"] = owners.get(block.head[0] >> 32, "")[:_NAME]
+    if block.pins:
+        node["pins"] = list(block.pins)
+    if owner := mark_of(block.head):  # from here on it is one tenant's alone
+        node["private"] = owners.get(owner, "")[:_NAME]
     if text is not None:
         node["text"] = text(block.head)
         if block.tail:
@@ -152,10 +158,10 @@ def _node(
     return node
 
 
-def _ground(namespace: Namespace, owners: Mapping[Namespace | int, str]) -> dict[str, Any]:
+def _ground(namespace: Namespace, owners: Mapping[str | int, str]) -> dict[str, Any]:
     if not namespace.salt:
         return {"kind": "common", "tenant": ""}
-    return {"kind": "private", "tenant": owners.get(namespace, "")[:_NAME]}
+    return {"kind": "private", "tenant": owners.get(namespace.salt, "")[:_NAME]}
 
 
 def _tenants(look: Look) -> list[dict[str, Any]]:

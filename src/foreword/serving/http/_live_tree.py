@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter, deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from itertools import count, islice
 from operator import itemgetter
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from foreword.cache import Namespace, Node, PrefixTree
 
@@ -15,12 +15,17 @@ HEAD = 32
 """Tokens shown from a node's beginning."""
 TAIL = 8
 """Tokens shown from its end, where it is longer."""
+TENANTS = 8
+"""Tenants named among a node's readers."""
 LOOKS = 4_000
 """Nodes looked at in one go, at most: the engine waits meanwhile."""
 REMEMBERED = 64
 """Nodes that were dropped lately and are still named."""
 _CLOCK_BITS = 48
 """More than the tree's logical time will ever need."""
+
+Paths: TypeAlias = Collection[tuple[str, tuple[Node, ...]]]
+"""Paths through the tree, each with whose it is or what it is called."""
 
 
 class Block(NamedTuple):
@@ -33,8 +38,9 @@ class Block(NamedTuple):
         start: position of its first token.
         tokens, computed: tokens it holds, and how many of them are computed.
         readers: running answers that begin with it.
-        tenants: how many of those readers each tenant has.
-        held: kept by others than readers: pinned by an operator, or held by the policy.
+        tenants: the tenants that have most of those readers, and how many.
+        pinned: it is part of a pinned prefix and stays.
+        pins: names of the pinned prefixes that end with it.
         more: children that are not shown.
         head, tail: its first token ids and, where those are not all, its last; as the tree has
             them, so perhaps with a mark in the high bits.
@@ -48,7 +54,8 @@ class Block(NamedTuple):
     computed: int
     readers: int
     tenants: tuple[tuple[str, int], ...]
-    held: bool
+    pinned: bool
+    pins: tuple[str, ...]
     more: int
     head: tuple[int, ...]
     tail: tuple[int, ...]
@@ -77,16 +84,20 @@ class TreeWatch:
         self._next = 0
         self._dropped: deque[int] = deque(maxlen=REMEMBERED)
 
-    def look(self, tree: PrefixTree, paths: Iterable[tuple[str, tuple[Node, ...]]]) -> Sight:
+    def look(self, tree: PrefixTree, paths: Paths, pins: Paths = ()) -> Sight:
         """The blocks that most answers read, then those that were used last.
 
-        `paths` are the running answers: tenant and nodes. Changes nothing in the tree. Costs
-        O(limit log limit + nodes on the paths), and looks at no more than `LOOKS` nodes.
+        `paths` are the running answers: tenant and nodes; `pins` the pinned prefixes: name and
+        nodes. Changes nothing in the tree. Costs O(limit log limit + nodes on the paths), and looks
+        at no more than `LOOKS` nodes.
         """
         readers: dict[Node, Counter[str]] = {}
         for tenant, path in paths:
             for node in path:
                 readers.setdefault(node, Counter())[tenant] += 1
+        pinned: dict[Node, list[str]] = {node: [] for _, path in pins for node in path}
+        for name, path in pins:
+            pinned[path[-1]].append(name)
         children = self._choose(tree)
         self._name(children)
         blocks: list[Block] = []
@@ -94,7 +105,8 @@ class TreeWatch:
         while stack:
             node = stack.pop()
             below = children.get(node, [])
-            blocks.append(self._block(node, readers.get(node, Counter()), len(below)))
+            by = readers.get(node, Counter())
+            blocks.append(self._block(node, by, pinned.get(node), len(below)))
             stack.extend(reversed(below))
         stats = tree.stats()
         return Sight(
@@ -155,11 +167,12 @@ class TreeWatch:
             name for node, name in before.items() if node.parent is None and not node.children
         )
 
-    def _block(self, node: Node, by: Counter[str], shown_below: int) -> Block:
+    def _block(
+        self, node: Node, by: Counter[str], pins: list[str] | None, shown_below: int
+    ) -> Block:
         tokens = node.tokens
         whole = len(tokens) <= HEAD + TAIL
         above = node.parent
-        readers = sum(by.values())
         return Block(
             id=self._ids[node],
             parent=None if above is None or above.is_root else self._ids[above],
@@ -167,9 +180,10 @@ class TreeWatch:
             start=node.start,
             tokens=len(tokens),
             computed=node.computed,
-            readers=readers,
-            tenants=tuple(by.most_common(8)),
-            held=node.pins > readers,
+            readers=sum(by.values()),
+            tenants=tuple(by.most_common(TENANTS)),
+            pinned=pins is not None,
+            pins=tuple(pins or ()),
             more=len(node.children) - shown_below,
             head=tuple(tokens if whole else tokens[:HEAD]),
             tail=() if whole else tuple(tokens[-TAIL:]),

@@ -2,13 +2,15 @@
 
 import { count, make, oneLine, plural, say } from "./format.js";
 
-const ROOMY = 64; // pixels from which on a block with branches has its text inside
+const ROOMY = 64; // pixels from which on a block with branches has its text inside,
+const WIDE = 130; // and what else there is to say
 
 export class Block {
   constructor(id) {
     this.id = id;
     this.inside = make("span", "inside");
-    this.bar = make("div", "bar", this.inside);
+    this.note = make("b", "note");
+    this.bar = make("div", "bar", make("div", "label", this.note, this.inside));
     this.beside = make("span", "beside");
     this.kids = make("div", "kids");
     this.element = make("div", "node new", this.bar, this.beside);
@@ -24,7 +26,7 @@ export class Block {
     this.texts = texts;
     this.bar.dataset.heat = heat(node.readers);
     this.bar.classList.toggle("shared", texts > 1);
-    this.bar.classList.toggle("held", node.held);
+    this.bar.classList.toggle("pinned", node.pinned);
     this.bar.classList.toggle("pending", node.computed < node.tokens && node.computed === 0);
   }
 
@@ -49,19 +51,25 @@ export class Block {
   widen(pixels) {
     const branching = this.below > 0 && !this.closed;
     const roomy = branching && pixels >= ROOMY;
-    const { readers } = this.node;
     this.bar.style.width = `${pixels.toFixed(1)}px`;
-    say(this.inside, roomy ? this.title(600) : "");
-    const now = readers > 1 ? `read by ${count(readers)} now` : "";
-    const shared = this.texts > 1 ? `begins ${count(this.texts)} texts` : "";
-    const both = pixels >= 260 && shared && now ? `${shared}, ${now}` : now || shared;
-    this.bar.dataset.badge = roomy && pixels >= 130 ? both : "";
+    const badge = this.texts > 2 && pixels >= WIDE ? this.badge() : "";
+    say(this.inside, roomy ? `${this.title(600)}` : "");
+    say(this.note, roomy ? badge : "");
+    this.note.hidden = !roomy || !badge;
     // At the end of a branch the text begins on the bar and runs on beside it, where it stays
     // readable on the bar's colour.
-    this.element.classList.toggle("over", !branching && readers < 3);
+    this.element.classList.toggle("over", !branching && this.node.readers < 3);
     const folded = this.closed ? ` … ${plural(this.below, "branch", "branches")} folded` : "";
     say(this.beside, branching ? "" : this.title(240) + folded);
     this.beside.hidden = branching;
+  }
+
+  badge() {
+    const { readers, pins } = this.node;
+    const parts = [`begins ${count(this.texts)} texts`];
+    if (readers > 1) parts.push(`read by ${count(readers)} now`);
+    if (pins) parts.push(`pinned as ${pins.join(", ")}`);
+    return parts.join(", ");
   }
 
   choose(chosen) {
@@ -103,7 +111,9 @@ export function describe({ node, texts }, showsText) {
     const by = node.tenants.map(([name, readers]) => `${name || "no tenant"} ${count(readers)}`);
     lines.push(`Read by ${by.join(", ")}.`);
   }
-  if (node.held) lines.push("Pinned: it is not dropped.");
+  if (node.pinned) {
+    lines.push(node.pins ? `Pinned as ${node.pins.join(", ")}: it stays.` : "Pinned: it stays.");
+  }
   if (node.private !== undefined) {
     lines.push(`From here on only ${node.private || "one tenant"} can use it.`);
   }

@@ -4,7 +4,7 @@ import { say } from "./format.js";
 import { Block, describe } from "./block.js";
 import { family, fit, texts } from "./shape.js";
 
-const SHOWN = 12; // children of one block that are drawn at first
+const SHOWN = 8; // children of one block that are drawn at first
 const FADE = 1600; // milliseconds in which a dropped block fades; as in page.css
 const $ = (id) => document.getElementById(id);
 
@@ -68,7 +68,7 @@ export class Tree {
     const used = new Set();
     const several = state.grounds.length > 1;
     const elements = state.grounds.map((ground, index) => {
-      const name = ground.kind === "common" ? "Common ground" : `Only ${ground.tenant || "one caller"}`;
+      const name = ground.kind === "common" ? "For everybody" : `Only for ${ground.tenant || "one caller"}`;
       const known = this.grounds.get(index) ?? this.ground(index);
       say(known.title, name);
       known.title.hidden = !several;
@@ -155,7 +155,7 @@ export class Tree {
     $("empty").hidden = cache.nodes > 0;
     this.root.hidden = cache.nodes === 0;
     $("tree-keys").hidden = cache.nodes === 0;
-    $("legend-held").hidden = !state.nodes.some((node) => node.held);
+    $("legend-pinned").hidden = !state.nodes.some((node) => node.pinned);
     const more = hidden > 0 ? `, ${hidden.toLocaleString("en-US")} of them not drawn` : "";
     say(
       $("tree-size"),
