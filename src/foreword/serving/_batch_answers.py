@@ -26,12 +26,16 @@ def line_prompt(line: BatchLine, tokenizer: Tokenizer | None) -> str | list[int]
     return cast("str | list[int]", line.prompt)
 
 
-def line_answer(line: BatchLine, result: Result, *, model: str) -> dict[str, Any]:
+def line_answer(
+    line: BatchLine, result: Result, *, model: str, tokenizer: Tokenizer | None
+) -> dict[str, Any]:
     """The record of a line that was run: its answer, or the engine's error."""
     if result.error is not None:
         return line_refusal(line, ForewordError(result.error))
     make = chat_body if line.kind == "chat" else completion_body
-    body = make(result, id=str(line.number), model=model, created=int(time.time()))
+    body = make(
+        result, id=str(line.number), model=model, created=int(time.time()), tokenizer=tokenizer
+    )
     return answer_record(line.number, line.custom_id, body)
 
 

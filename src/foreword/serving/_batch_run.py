@@ -223,7 +223,9 @@ class _Run:
         line = self.running.pop(request.id, None)
         if line is None:  # one of its answers ended in the same step
             return False
-        self.out.write(line_answer(line, request.result(line.number), model=self.model))
+        result = request.result(line.number)
+        tokenizer = self.llm.tokenizer
+        self.out.write(line_answer(line, result, model=self.model, tokenizer=tokenizer))
         return True
 
 

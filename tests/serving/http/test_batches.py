@@ -144,9 +144,9 @@ def test_a_batch_answers_what_the_command_answers(new_service, tmp_path, offline
     async def main():
         async with running(new_service(), tmp_path / "data") as jobs:
             batch = await ended(jobs, await make(jobs, data, url=url))
-            return batch, records(jobs, batch), list((tmp_path / "data" / "batches").iterdir())
+            return batch, records(jobs, batch)
 
-    batch, found, left = asyncio.run(main())
+    batch, found = asyncio.run(main())
     expected = offline(data)
     assert found.keys() == expected.keys()
     refused = {number for number, what in expected.items() if isinstance(what, dict)}
@@ -166,6 +166,7 @@ def test_a_batch_answers_what_the_command_answers(new_service, tmp_path, offline
     )
     moments = [batch.moments[f"{name}_at"] for name in ("in_progress", "finalizing", "completed")]
     assert batch.created_at <= moments[0] <= moments[1] <= moments[2]
+    left = (tmp_path / "data" / "batches").iterdir()
     assert [path.name for path in left] == [f"{batch.id}.json"]
 
 

@@ -187,17 +187,28 @@ class BatchJobs:
         return await self._ledger.saved(delete, "the removal")
 
 
+def open_batches(service: Service) -> None:
+    """Take the data directory, where the service has one, before it is served: whoever starts a
+    server hears of a directory that cannot be used at once. `lifespan` does it otherwise.
+
+    Raises:
+        ForewordError: the directory cannot be used, or another server uses it.
+    """
+    if service.batches is None and service.config.data_dir is not None:
+        service.batches = BatchJobs(service, service.config.data_dir)
+
+
 @asynccontextmanager
 async def lifespan(service: Service) -> AsyncIterator[None]:
     """Files and batches from a server's start to its end; nothing without a data directory.
 
     Raises:
-        ForewordError: the directory cannot be used, or another server uses it.
+        ForewordError: as `open_batches`.
     """
-    if service.config.data_dir is None:
+    await asyncio.to_thread(open_batches, service)
+    if service.batches is None:
         yield
         return
-    service.batches = await asyncio.to_thread(BatchJobs, service, service.config.data_dir)
     service.batches.start()
     try:
         yield

@@ -309,7 +309,8 @@ class BatchWork:
                 failed = ForewordError("the engine failed on this request each time it was tried")
                 record = line_refusal(item.line, failed)
             else:
-                record = line_answer(item.line, result, model=self._service.model)
+                model, tokenizer = self._service.model, self._service.llm.tokenizer
+                record = line_answer(item.line, result, model=model, tokenizer=tokenizer)
             await self._write(record)
             return
 
