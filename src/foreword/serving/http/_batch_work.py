@@ -24,8 +24,9 @@ from foreword.serving._records import error_record
 from foreword.serving._result_file import ResultFile
 from foreword.serving.http._errors import ApiError
 from foreword.serving.http._keys import Caller
-from foreword.serving.http._prepare import check_model, encode
+from foreword.serving.http._prepare import check_model
 from foreword.serving.http._service import Job, Service
+from foreword.serving.http._texts import encode
 
 AT_ONCE = 2
 """Batches of one tenant that run at the same time."""
