@@ -20,7 +20,7 @@ from starlette.routing import Route
 from foreword import __version__
 from foreword.serving.http import _access as access
 from foreword.serving.http._operations import Answer, Operation
-from foreword.serving.http._schemas_answers import ErrorBody
+from foreword.serving.http._schemas_answers import ErrorBody, Health, Load, Ready, Version
 from foreword.serving.http._service import Service
 
 OPERATIONS = (
@@ -31,6 +31,14 @@ OPERATIONS = (
         "server",
         (Answer("An OpenAPI 3.1 document.", schema={"type": "object"}),),
     ),
+    Operation(
+        "get", "/health", "Whether the server lives", "server", (Answer("It does.", Health),)
+    ),
+    Operation(
+        "get", "/ready", "Whether the server takes work", "server", (Answer("It does.", Ready),)
+    ),
+    Operation("get", "/version", "Its version", "server", (Answer("The version.", Version),)),
+    Operation("get", "/load", "How busy it is", "server", (Answer("Answers.", Load),)),
 )
 
 _AREAS = (
@@ -40,9 +48,8 @@ _AREAS = (
     "_tokens",
     "_files",
     "_batches",
-    "_status",
     "_metrics_route",
-    "_live",
+    "_live_schemas",
     "_openapi",
 )
 _REFERENCE = "#/components/schemas/{model}"
@@ -152,6 +159,7 @@ def _operation(operation: Operation, keyed: bool) -> dict[str, Any]:
     if operation.description:
         said["description"] = operation.description
     if operation.parameters:
+        errors.add(400)
         said["parameters"] = [
             {
                 "name": parameter.name,
@@ -190,17 +198,28 @@ def _answers(answers: Iterable[Answer]) -> dict[str, Any]:
                 "content": {},
             },
         )
-        if answer.media == "text/event-stream":
-            # An event's data; OpenAPI 3.1 has no word for it.
-            content: dict[str, Any] = {"schema": {"type": "string"}}
-            if answer.model is not None:
-                content["x-event-schema"] = _reference(answer.model)
+        if answer.media == "text/event-stream" and answer.model is not None:
+            content: dict[str, Any] = {"schema": _event(answer.model)}
         elif answer.model is not None:
             content = {"schema": _reference(answer.model)}
         else:
             content = {} if answer.schema is None else {"schema": dict(answer.schema)}
         response["content"][answer.media] = content
     return found
+
+
+def _event(model: type[BaseModel]) -> dict[str, Any]:
+    """An event of a stream of OpenAI's. OpenAPI 3.1 has no word for streams; where tools know
+    them, the schema is each event's."""
+    value = {"anyOf": [_reference(model), _reference(ErrorBody)]}
+    data = {
+        "type": "string",
+        "anyOf": [
+            {"const": "[DONE]"},
+            {"contentMediaType": "application/json", "contentSchema": value},
+        ],
+    }
+    return {"type": "object", "properties": {"data": data}, "required": ["data"]}
 
 
 def _error(status: int) -> Mapping[str, Any]:
