@@ -40,6 +40,7 @@ VERBS: Final = {
     "demo": Verb("_demo", "demo", "Show on the built-in model what sharing prefixes saves."),
     "generate": Verb("_generate", "generate", "Continue prompts with a model."),
     "chat": Verb("_chat", "chat", "Talk to a model, here or on a server."),
+    "serve": Verb("_serve", "serve", "Serve a model: OpenAI's API, metrics and a live page."),
     "batch": Verb(
         "_batch", "batch", "Answer a file of requests; can be killed and taken up again."
     ),

@@ -4,6 +4,7 @@ from foreword.serving.http._app import create_app
 from foreword.serving.http._config import ServerConfig
 from foreword.serving.http._errors import ApiError
 from foreword.serving.http._keys import Caller, Keyring, Limits
+from foreword.serving.http._server import Server, ServerError
 from foreword.serving.http._service import Job, Service
 
 __all__ = [
@@ -12,7 +13,9 @@ __all__ = [
     "Job",
     "Keyring",
     "Limits",
+    "Server",
     "ServerConfig",
+    "ServerError",
     "Service",
     "create_app",
 ]

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from importlib import import_module
-from importlib.util import find_spec
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -14,6 +12,19 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute
 
+from foreword.serving.http import (
+    _batch_jobs,
+    _batches,
+    _chat_completions,
+    _completions,
+    _files,
+    _live,
+    _metrics_route,
+    _models,
+    _openapi,
+    _status,
+    _tokens,
+)
 from foreword.serving.http._middleware import (
     Auth,
     Edge,
@@ -26,16 +37,16 @@ from foreword.serving.http._middleware import (
 from foreword.serving.http._service import Service
 
 _AREAS = (
-    "_status",
-    "_models",
-    "_completions",
-    "_chat_completions",
-    "_tokens",
-    "_openapi",
-    "_files",
-    "_batches",
-    "_metrics_route",
-    "_live",
+    _status,
+    _models,
+    _completions,
+    _chat_completions,
+    _tokens,
+    _openapi,
+    _files,
+    _batches,
+    _metrics_route,
+    _live,
 )
 
 
@@ -67,29 +78,13 @@ def create_app(service: Service) -> Starlette:
 
 
 def _routes() -> list[BaseRoute]:
-    found: list[BaseRoute] = []
-    for area in _AREAS:
-        name = f"foreword.serving.http.{area}"
-        if find_spec(name) is not None:  # areas are being written
-            try:
-                found += import_module(name).routes()
-            except (ImportError, AttributeError, SyntaxError):
-                continue
-    return found
+    return [route for area in _AREAS for route in area.routes()]
 
 
 @asynccontextmanager
 async def _lifespan(app: Starlette) -> AsyncIterator[None]:
     """What runs beside the requests: batches that an earlier start left unfinished."""
-    if find_spec("foreword.serving.http._batch_jobs") is None:
-        yield
-        return
-    try:
-        jobs = import_module("foreword.serving.http._batch_jobs")
-    except ImportError:
-        yield
-        return
-    async with jobs.lifespan(app.state.service):
+    async with _batch_jobs.lifespan(app.state.service):
         yield
 
 

@@ -12,7 +12,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -40,9 +40,18 @@ class Server:
         service: what is served; `service.config` says where and within which limits.
         trust_proxy: addresses of proxies whose `X-Forwarded-For` and `X-Forwarded-Proto` are
             believed.
+        on_listen: called when it listens.
+        on_drain: called when the end begins, with the number of requests that are being answered.
     """
 
-    def __init__(self, service: Service, *, trust_proxy: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        service: Service,
+        *,
+        trust_proxy: tuple[str, ...] = (),
+        on_listen: Callable[[], None] | None = None,
+        on_drain: Callable[[int], None] | None = None,
+    ) -> None:
         self.service = service
         self.app = create_app(service)
         self._socket: socket.socket | None = None
@@ -64,6 +73,8 @@ class Server:
             ),
             service,
             self.app.state.open_requests,
+            on_listen,
+            on_drain,
         )
 
     def bind(self) -> None:
@@ -99,6 +110,11 @@ class Server:
                 await self._loop.serve(sockets=[self._socket])
         except SystemExit:  # uvicorn's way to say that the application's start failed
             raise ServerError("the server could not start: its log has the reason") from None
+        except OSError as error:  # somebody took the address between `bind` and now
+            if self._loop.started:
+                raise
+            config = self.service.config
+            raise _not_ours(config.host, config.port, error) from None
         finally:
             self._socket.close()
             self._loop.begun.set()
@@ -170,13 +186,20 @@ class _Loop(uvicorn.Server):
     """
 
     def __init__(
-        self, config: uvicorn.Config, service: Service, open_requests: set[object]
+        self,
+        config: uvicorn.Config,
+        service: Service,
+        open_requests: set[object],
+        on_listen: Callable[[], None] | None,
+        on_drain: Callable[[int], None] | None,
     ) -> None:
         super().__init__(config)
         self.begun = threading.Event()
         self.stops = 0
         self._service = service
         self._open = open_requests
+        self._on_listen = on_listen
+        self._on_drain = on_drain
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -186,6 +209,8 @@ class _Loop(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         self.begun.set()
+        if self._on_listen is not None:
+            self._on_listen()
 
     async def main_loop(self) -> None:
         """Uvicorn's loop until the first `stop`, then until what runs has ended."""
@@ -196,6 +221,8 @@ class _Loop(uvicorn.Server):
             ticks += 1
             if self.stops and end is None:
                 end = time.monotonic() + self._service.config.drain_seconds
+                if self._on_drain is not None:
+                    self._on_drain(len(self._open))
             if end is not None and (not self._open or self.stops > 1 or time.monotonic() >= end):
                 break
             await asyncio.sleep(_TICK)
@@ -220,6 +247,15 @@ class _Loop(uvicorn.Server):
         await super().shutdown(sockets)
 
 
+def check_free(host: str, port: int) -> None:
+    """Whether a server could take an address now: worth knowing before a model is loaded.
+
+    Raises:
+        ServerError: it could not.
+    """
+    _listen(host, port).close()
+
+
 def _listen(host: str, port: int) -> socket.socket:
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
@@ -228,16 +264,19 @@ def _listen(host: str, port: int) -> socket.socket:
         try:
             taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             taken.bind(address)
-            taken.listen()  # a second server finds out now, and not when it begins to serve
         except OSError:
             taken.close()
             raise
     except (OSError, OverflowError) as error:
-        said = getattr(error, "strerror", None) or error
-        raise ServerError(
-            f"cannot listen on {host} port {port} ({said}): choose another --host or --port"
-        ) from None
+        raise _not_ours(host, port, error) from None
     return taken
+
+
+def _not_ours(host: str, port: int, error: Exception) -> ServerError:
+    said = getattr(error, "strerror", None) or error
+    return ServerError(
+        f"cannot listen on {host} port {port} ({said}): choose another --host or --port"
+    )
 
 
 @contextmanager

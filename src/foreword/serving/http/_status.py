@@ -5,18 +5,60 @@ Open to everybody: load balancers have no keys, and nothing in it is secret.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Literal
 
+from pydantic import BaseModel, Field
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from foreword import __version__
 from foreword.serving.http._errors import ApiError, not_ready
+from foreword.serving.http._operations import Answer, Operation
 from foreword.serving.http._service import Service
 
-if TYPE_CHECKING:
-    from foreword.engine import Engine
+
+class Health(BaseModel):
+    """Nothing: the status says it."""
+
+
+class Ready(BaseModel):
+    """The server takes work."""
+
+    state: Literal["ready"]
+
+
+class Version(BaseModel):
+    """Which release this is."""
+
+    version: str
+
+
+class Load(BaseModel):
+    """How busy the engine is, in answers."""
+
+    running: int = Field(ge=0, description="Answers in the batch.")
+    waiting: int = Field(ge=0, description="Answers in line for it.")
+
+
+OPERATIONS = (
+    Operation(
+        "get",
+        "/health",
+        "Whether the process and its engine live",
+        "server",
+        (Answer("They live.", Health),),
+    ),
+    Operation("get", "/ready", "Whether new work is taken", "server", (Answer("It is.", Ready),)),
+    Operation("get", "/version", "The release", "server", (Answer("The release.", Version),)),
+    Operation(
+        "get",
+        "/load",
+        "Answers that run and that wait",
+        "server",
+        (Answer("The numbers.", Load),),
+    ),
+)
 
 
 def routes() -> list[Route]:
@@ -52,9 +94,5 @@ async def _version(request: Request) -> Response:
 async def _load(request: Request) -> Response:
     """Answers that run and that wait for a seat."""
     service: Service = request.app.state.service
-
-    def look(engine: Engine) -> tuple[int, int]:
-        return engine.running, engine.waiting
-
-    running, waiting = await service.llm.run(look)
-    return JSONResponse({"running": running, "waiting": waiting})
+    now = service.llm.gauges()
+    return JSONResponse({"running": now.running, "waiting": now.waiting})
