@@ -1,7 +1,7 @@
 // The prefix tree as blocks from left to right, and as a tree for keyboards and screen readers.
 
-import { say } from "./format.js";
 import { Block, describe } from "./block.js";
+import { count, plural, say } from "./format.js";
 import { family, fit, texts } from "./shape.js";
 
 const SHOWN = 8; // children of one block that are drawn at first
@@ -156,11 +156,8 @@ export class Tree {
     this.root.hidden = cache.nodes === 0;
     $("tree-keys").hidden = cache.nodes === 0;
     $("legend-pinned").hidden = !state.nodes.some((node) => node.pinned);
-    const more = hidden > 0 ? `, ${hidden.toLocaleString("en-US")} of them not drawn` : "";
-    say(
-      $("tree-size"),
-      `${cache.tokens.toLocaleString("en-US")} tokens in ${cache.nodes.toLocaleString("en-US")} blocks${more}`,
-    );
+    const more = hidden > 0 ? `, ${count(hidden)} of them not drawn` : "";
+    say($("tree-size"), `${plural(cache.tokens, "token")} in ${plural(cache.nodes, "block")}${more}`);
   }
 
   // -- keyboard and pointer ----------------------------------------------------------------------
