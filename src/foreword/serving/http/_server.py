@@ -42,6 +42,10 @@ class Server:
             believed.
         on_listen: called when it listens.
         on_drain: called when the end begins, with the number of requests that are being answered.
+
+    Attributes:
+        service, app: what is served, and the application around it.
+        ended: set when `serve` has ended.
     """
 
     def __init__(
@@ -54,6 +58,7 @@ class Server:
     ) -> None:
         self.service = service
         self.app = create_app(service)
+        self.ended = threading.Event()
         self._socket: socket.socket | None = None
         config = service.config
         self._loop = _Loop(
@@ -117,7 +122,7 @@ class Server:
             raise _not_ours(config.host, config.port, error) from None
         finally:
             self._socket.close()
-            self._loop.begun.set()
+            self.ended.set()
 
     def stop(self) -> None:
         """Begin the end; from any thread. The second time it comes at once."""
