@@ -113,8 +113,8 @@ def _call(operation, mode, examples, seen):
         response = case.call()
         seen[name, mode.value, response.status_code] += 1
         case.validate_response(response, checks=CHECKS)
-        if mode is GenerationMode.NEGATIVE:
-            assert 400 <= response.status_code < 500
+        if mode is GenerationMode.NEGATIVE and case.media_type == "application/json":
+            assert 400 <= response.status_code < 500, (name, case.body)  # a form's values are texts
 
     call()
 
@@ -139,4 +139,4 @@ def test_answers_are_as_the_document_says(make_service, tmp_path):
 
 @pytest.mark.slow
 def test_many_answers_are_as_the_document_says(make_service, tmp_path):
-    run_all(make_service, tmp_path, examples=300)
+    run_all(make_service, tmp_path, examples=100)

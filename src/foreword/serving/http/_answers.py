@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 from starlette.requests import Request
@@ -13,7 +14,7 @@ from foreword.engine import Chunk, Result
 from foreword.serving.http._disconnect import run_until_disconnect
 from foreword.serving.http._pieces import Kind, failed, stream_objects
 from foreword.serving.http._prepare import Prepared
-from foreword.serving.http._service import Service
+from foreword.serving.http._service import Service, seconds_asked
 from foreword.serving.http._sse import EventStream
 
 
@@ -26,10 +27,12 @@ async def answer(
     """Run a request and write its answer; `body` makes a whole one of the results in order.
 
     Raises:
-        ApiError: as `Service.answer`; 500, a prompt could not be answered.
+        ApiError: as `Service.answer`; 400, `x-request-timeout` is no number of seconds; 500, a
+            prompt could not be answered.
     """
     service: Service = request.app.state.service
-    events = service.answer(request.state.caller, prepared.job)
+    seconds = seconds_asked(request.headers.get("x-request-timeout"))
+    events = service.answer(request.state.caller, replace(prepared.job, seconds=seconds))
     if prepared.stream:
         objects = stream_objects(kind, prepared, events, service.llm.tokenizer)
         return EventStream(request, objects, service.config.heartbeat_seconds)

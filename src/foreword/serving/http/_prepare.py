@@ -186,6 +186,7 @@ def _prepared(
             prompts=tuple(prompts),
             params=(params,) * len(prompts),
             cache_salt=body.cache_salt or "",
+            user=body.user or "",
         ),
         id=uuid.uuid4().hex,
         created=int(time.time()),
