@@ -30,6 +30,13 @@ BAD: list[tuple[str, Any]] = [
     *[("stop_token_ids", v) for v in ([-1], [1.5], [True], "12", 5, [2**63])],
     *[("ignore_eos", v) for v in (1, "yes", None)],
     *[("logprobs", v) for v in (-1, 21, True, 1.0)],
+    *[("prompt_logprobs", v) for v in (-1, 21, True, 1.0)],
+    *[
+        ("logit_bias", v)
+        for v in (None, [5], "5", {-1: 0}, {"5": 0}, {1.0: 0}, {True: 0}, {2**63: 0})
+    ],
+    *[("logit_bias", v) for v in ({5: 100.1}, {5: -101}, {5: math.nan}, {5: "1"}, {5: True})],
+    *[("logit_bias", v) for v in (dict.fromkeys(range(301), 1),)],
 ]
 
 GOOD: list[tuple[str, Any]] = [
@@ -44,6 +51,8 @@ GOOD: list[tuple[str, Any]] = [
     *[("seed", v) for v in (None, 0, -(2**63), 2**63 - 1)],
     *[("n", v) for v in (1, 128)],
     *[("logprobs", v) for v in (None, 0, 20)],
+    *[("prompt_logprobs", v) for v in (None, 0, 20)],
+    *[("logit_bias", v) for v in ({}, {0: -100, 5: 100.0}, dict.fromkeys(range(300), 0.5))],
 ]
 
 
@@ -195,7 +204,12 @@ def test_neutral_values_are_ignored(neutral: dict[str, Any]) -> None:
     [
         ({"tools": [{"type": "function"}]}, "tools"),
         ({"response_format": {"type": "json_object"}}, "response_format"),
-        ({"logit_bias": {"5": 1}}, "logit_bias"),
+        ({"logit_bias": {"05": 1}}, "logit_bias"),
+        ({"logit_bias": {"x": 1}}, "logit_bias"),
+        ({"logit_bias": {"5": 200}}, "logit_bias"),
+        ({"logit_bias": [5]}, "logit_bias"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"prompt_logprobs": 21}, "prompt_logprobs"),
         ({"best_of": 2}, "best_of"),
         ({"n": 2, "best_of": 3}, "best_of"),
         ({"best_of": "2"}, "best_of"),
@@ -206,7 +220,7 @@ def test_neutral_values_are_ignored(neutral: dict[str, Any]) -> None:
         ({"max_token": 5}, "max_token"),
         ({"reasoning_effort": "high"}, "reasoning_effort"),
         ({"max_tokens": 5, "max_completion_tokens": 6}, "disagree"),
-        ({"max_completion_tokens": 0}, "max_completion_tokens"),
+        ({"max_completion_tokens": 0}, "max_tokens"),
         ({"max_tokens": "5"}, "max_tokens"),
         ({"top_logprobs": 2}, "logprobs=true"),
         ({"logprobs": 2, "top_logprobs": 2}, "logprobs=true"),
@@ -222,6 +236,26 @@ def test_what_would_change_the_answer_is_refused_by_name(body: dict[str, Any], n
         from_openai(body)
 
 
+def test_a_text_can_be_scored_without_an_answer() -> None:
+    params = SamplingParams(max_tokens=0, prompt_logprobs=3)
+    assert (params.max_tokens, params.prompt_logprobs) == (0, 3)
+    assert from_openai({"max_tokens": 0, "prompt_logprobs": 3, "temperature": 0}) == params
+    with pytest.raises(ParameterError, match="prompt_logprobs to score"):
+        SamplingParams(max_tokens=0)
+    with pytest.raises(ParameterError, match="at least 0"):
+        SamplingParams(max_tokens=-1, prompt_logprobs=3)
+
+
+def test_a_bias_belongs_to_its_parameters() -> None:
+    given = {7: 1}
+    params = SamplingParams(logit_bias=given)
+    given[7] = 50
+    assert params.logit_bias == {7: 1.0}
+    assert params != SamplingParams()
+    assert hash(params) == hash(dataclasses.replace(params))
+    assert from_openai({"logit_bias": {"7": 1, "0": -2}}).logit_bias == {7: 1.0, 0: -2.0}
+
+
 def test_a_body_that_is_no_object_is_refused() -> None:
     with pytest.raises(ParameterError, match="list"):
         from_openai([])  # type: ignore[arg-type]
@@ -229,5 +263,5 @@ def test_a_body_that_is_no_object_is_refused() -> None:
 
 def test_a_huge_value_does_not_flood_the_message() -> None:
     with pytest.raises(ParameterError) as caught:
-        from_openai({"logit_bias": {str(i): 1 for i in range(10000)}})
+        from_openai({"tools": [{str(i): 1} for i in range(10000)]})
     assert len(str(caught.value)) < 200

@@ -52,6 +52,7 @@ def test_a_result_as_json() -> None:
         "error": None,
         "cached_tokens": 0,
         "timing": None,
+        "prompt_logprobs": None,
     }
 
 

@@ -65,6 +65,22 @@ def test_a_loaded_prefix_answers_as_a_computed_one(shape, loaded_model, expected
             assert one.logprob == pytest.approx(other.logprob, abs=1e-5)
 
 
+def test_loaded_while_others_compute_the_same(llm, file, loaded_model, expected):
+    """A prompt is half computed when its other half arrives from the file."""
+    other = LLM(loaded_model(SHAPE), kv_memory="8MiB", max_step_tokens=8, max_batch=8, debug=True)
+    engine = other.engine
+    prompts = [[*HEAD, 3, 4], [*HEAD[:40], 3], HEAD]
+    requests = [engine.add(prompt, SamplingParams(max_tokens=8)) for prompt in prompts]
+    engine.step()
+    engine.step()
+    other.load_pin(file)
+    while engine.has_work:
+        engine.step()
+    assert engine.counters.computed_prompt_tokens < 16 + 8
+    for prompt, request in zip(prompts, requests, strict=True):
+        assert request.result(0).outputs[0].token_ids == expected(SHAPE, prompt, 8)
+
+
 def test_every_flipped_bit_is_refused(llm, file, loaded_model):
     """Head and metadata byte by byte, tensors at places all over."""
     good = file.read_bytes()
@@ -180,6 +196,9 @@ def test_a_public_one_takes_no_salt_and_a_name_is_taken_once(llm, file):
         llm.load_pin(file, salt="ann")
     llm.load_pin(file)
     assert llm.engine.pinned_tokens == 45
+    llm.unpin("system")
+    assert llm.engine.tree.evict(10**9) > 0
+    assert llm.engine.tree.num_tokens == 0
 
 
 def test_a_file_is_private_and_replaced_whole(llm, file):

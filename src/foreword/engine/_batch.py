@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from foreword.attention import Span, WorkList, plan
+from foreword.engine._scores import SCORED_ROWS, ScoredRow
 from foreword.engine._walls import TOKEN_MASK, plain
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from foreword.cache import Node, PrefixTree
+    from foreword.engine._scores import PromptScores
     from foreword.engine._sequence import Sequence as TokenSequence
 
 SCRATCH_SLOT = 0
@@ -31,22 +33,27 @@ class Selection:
     """What a step will compute.
 
     `fresh` counts the pending tokens taken from each node, `readers` are complete nodes whose last
-    token is computed once more for its logits, `ready` the sequences that get logits.
+    token is computed once more for its logits, `ready` the sequences that get logits. `scored` are
+    the nodes of `fresh` whose prompt is scored.
     """
 
     fresh: dict[Node, int] = field(default_factory=dict)
     readers: dict[Node, None] = field(default_factory=dict)
     ready: list[TokenSequence] = field(default_factory=list)
+    scored: dict[Node, PromptScores] = field(default_factory=dict)
     computed_prompt_tokens: int = 0
 
 
 def select(tree: PrefixTree, sequences: Iterable[TokenSequence], budget: int) -> Selection:
     """Take up to `budget` pending tokens, those of earlier sequences first.
 
+    Of prompts that are scored it takes at most `SCORED_ROWS`.
+
     Mutates nothing. The result is valid until the tree changes. Cost: the sum of path lengths in
     nodes. A budget of 0 selects nothing.
     """
     chosen = Selection()
+    left_to_score = SCORED_ROWS
     for sequence in sequences:
         computed_before = True
         complete = True
@@ -58,8 +65,15 @@ def select(tree: PrefixTree, sequences: Iterable[TokenSequence], budget: int) ->
             if not missing:
                 continue
             take = min(missing, budget)
+            first = node.start + node.computed + taken
+            scores = sequence.request.scores
+            if scores is not None:
+                if scores.rows(first, first + take) > left_to_score:
+                    take = left_to_score
+                if take:
+                    left_to_score -= scores.rows(first, first + take)
+                    chosen.scored[node] = scores
             if take:
-                first = node.start + node.computed + taken
                 inside = min(first + take, sequence.prompt_length) - first
                 chosen.computed_prompt_tokens += max(0, inside)
                 chosen.fresh[node] = taken + take
@@ -84,8 +98,8 @@ class Batch:
     """Rows in depth-first order of the tree, with the work list that says what each of them reads.
 
     `tokens`, `positions`, `slots` are int64 `[rows]`. `logit_rows[i]` is the row whose logits
-    belong to
-    `ready[i]`; several sequences may name the same row. `uniform` says that every row is the one
+    belong to `ready[i]`; several sequences may name the same row. `scored` are further rows whose
+    logits are wanted, those of prompts. `uniform` says that every row is the one
     pending token of its own sequence's leaf: then, as long as nobody joins or leaves, the next
     batch is this one moved on by a token.
     """
@@ -100,6 +114,7 @@ class Batch:
     logit_rows: np.ndarray
     epoch: int
     uniform: bool
+    scored: list[ScoredRow]
 
     @property
     def rows(self) -> int:
@@ -131,6 +146,7 @@ def build(selection: Selection, *, group: int, epoch: int) -> Batch | None:
     positions: list[int] = []
     slots: list[int] = []
     last_row: dict[Node, int] = {}
+    scored: list[ScoredRow] = []
     for node, parent in zip(order, parents, strict=True):
         fresh = selection.fresh.get(node, 0)
         begin, end = node.computed, node.computed + fresh
@@ -141,6 +157,11 @@ def build(selection: Selection, *, group: int, epoch: int) -> Batch | None:
             positions += range(node.start + begin, node.start + end)
             for start, length in _clip(node.runs, begin, end):
                 slots += range(start, start + length)
+            scores = selection.scored.get(node)
+            if scores is not None:
+                first = node.start + begin
+                count = scores.rows(first, first + fresh)
+                scored += (ScoredRow(first_row + i, scores, first + i + 1) for i in range(count))
         readers: tuple[int, ...] = ()
         if node in selection.readers:
             readers = (len(tokens),)
@@ -152,6 +173,7 @@ def build(selection: Selection, *, group: int, epoch: int) -> Batch | None:
     logit_rows = np.array([last_row[s.node] for s in selection.ready], dtype=np.int64)
     uniform = (
         not selection.readers
+        and not scored
         and len(tokens) == len(selection.ready) == len(set(logit_rows.tolist()))
         and all(count == 1 for count in selection.fresh.values())
     )
@@ -166,6 +188,7 @@ def build(selection: Selection, *, group: int, epoch: int) -> Batch | None:
         logit_rows=logit_rows,
         epoch=epoch,
         uniform=uniform,
+        scored=scored,
     )
 
 

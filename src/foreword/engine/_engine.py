@@ -23,10 +23,12 @@ from foreword.engine._config import EngineConfig
 from foreword.engine._counters import Clock, Counters
 from foreword.engine._events import Event, StepLoad
 from foreword.engine._memory import pool_pages
+from foreword.engine._params import check_bias
 from foreword.engine._pinning import Pinning
 from foreword.engine._pins import Pins
 from foreword.engine._results import Progress
 from foreword.engine._sampler import Sampler
+from foreword.engine._scores import PromptScores, score
 from foreword.engine._sequence import Request, Sequence
 from foreword.engine._text import TextStream
 from foreword.engine._walls import TOKEN_MASK, Ground
@@ -40,6 +42,9 @@ if TYPE_CHECKING:
     from foreword.engine._stats import PrefixStats
     from foreword.models import LeanModel, LoadedModel, PackedModel
     from foreword.scheduling import Candidate, Policy
+
+
+_NOT_NUMBERS = "the model's logits are not numbers (NaN or infinite)"
 
 
 class Engine(Pinning):
@@ -138,17 +143,25 @@ class Engine(Pinning):
         and with public pins; `tenant` is who a fair policy charges for it.
 
         Raises:
+            ParameterError: a `logit_bias` for a token that the model does not know.
             PromptError: prompt and answer could not fit in the pool even alone.
         """
+        check_bias(params, self.loaded.shape.vocab)
         max_length = min(len(prompt) + params.max_tokens, self.max_context)
-        ground = self._pins.ground(prompt, salt) if self.config.share else Ground(salt)
+        request = Request(self._next_id, len(prompt), params, time.perf_counter())
+        if params.prompt_logprobs is not None:  # all of it is computed: on ground of its own
+            request.scores = PromptScores(prompt, params.prompt_logprobs, self._decode)
+            ground = Ground(f"{salt}\0{request.id}")
+        elif self.config.share:
+            ground = self._pins.ground(prompt, salt)
+        else:
+            ground = Ground(salt)
         namespace, path = replace(self._namespace, salt=ground.salt), ground.path(prompt)
         self._require_room(namespace, path, max_length)
-        request = Request(self._next_id, len(prompt), params, time.perf_counter())
         self._next_id += 1
         has_text = self.loaded.tokenizer is not None
         for index in range(params.n):
-            if not self.config.share:
+            if not self.config.share and request.scores is None:
                 namespace = replace(self._namespace, salt=f"{salt}#{request.id}.{index}")
             sequence = Sequence(
                 request=request,
@@ -195,6 +208,7 @@ class Engine(Pinning):
             if sequence.finish_reason is None:
                 self._end(sequence, "abort", None, None)
             self._desk.leave(sequence, "cancelled")
+        self._forget_scored(request)
 
     def abort_all(self) -> list[Request]:
         """End every request there is; returns them."""
@@ -253,7 +267,9 @@ class Engine(Pinning):
         clock.lap("planning")
         if batch is None:
             return []
-        logits = self._model.forward(self._packed(batch))
+        # Recorded steps are decode steps; one that scores prompts is none, whatever it looks like.
+        model = self.loaded.packed if batch.scored else self._model
+        logits = model.forward(self._packed(batch))
         clock.lap("forward")
         for node, fresh in zip(batch.nodes, batch.fresh, strict=True):
             self.tree.commit(node, node.computed + fresh)
@@ -293,11 +309,15 @@ class Engine(Pinning):
 
     def _packed(self, batch: Batch) -> PackedStep:
         device = self.loaded.shape.device
+        logit_rows = torch.from_numpy(batch.logit_rows)
+        if batch.scored:
+            scored = torch.tensor([each.row for each in batch.scored], dtype=torch.int64)
+            logit_rows = torch.cat((logit_rows, scored))
         return PackedStep(
             tokens=torch.from_numpy(batch.tokens).to(device),
             positions=torch.from_numpy(batch.positions).to(device),
             slots=torch.from_numpy(batch.slots).to(device),
-            logit_rows=torch.from_numpy(batch.logit_rows).to(device),
+            logit_rows=logit_rows.to(device),
             work=batch.work,
             store=self.pool,
             backend=self.backend,
@@ -305,13 +325,17 @@ class Engine(Pinning):
 
     def _sample(self, batch: Batch, logits: torch.Tensor, clock: Clock) -> list[Event]:
         """Sample for every ready sequence, end those that are done, give the others a slot."""
+        events = self._score(batch, logits[len(batch.ready) :]) if batch.scored else []
+        rows = [row for row, s in enumerate(batch.ready) if s.room and s.finish_reason is None]
+        writers = [batch.ready[row] for row in rows]
         if not batch.ready:
-            return []
-        sampled = self.sampler.sample(logits, [s.sampling for s in batch.ready])
+            return events
+        if len(rows) < len(logits):
+            logits = logits[rows]
+        sampled = self.sampler.sample(logits, [s.sampling for s in writers])
         clock.lap("sampling")
         now = time.perf_counter()
-        events: list[Event] = []
-        for row, sequence in enumerate(batch.ready):
+        for row, sequence in enumerate(writers):
             request = sequence.request
             sequence.decoding = True
             if request.first_token is None:
@@ -321,19 +345,42 @@ class Engine(Pinning):
                 logprob = sampled.logprobs[row] if sampled.logprobs else None
                 events.append(self._write(sequence, sampled.ids[row], logprob))
             else:
-                request.error = "the model's logits are not numbers (NaN or infinite)"
+                request.error = _NOT_NUMBERS
                 events.append(self._end(sequence, "error", None, None))
+        for sequence in batch.ready:  # those that only wanted their prompt scored
+            if sequence.finish_reason is None and not sequence.room:
+                events.append(self._end(sequence, "length", None, None))
         clock.lap("text")
-        self._desk.produced({s.arrival: 1 for s in batch.ready if s.finish_reason != "error"})
+        self._desk.produced({s.arrival: 1 for s in writers if s.finish_reason != "error"})
         for sequence in batch.ready:  # first those that give memory back, then those that need some
             if sequence.finish_reason is not None:
                 failed = sequence.finish_reason == "error"
                 self._desk.leave(sequence, "failed" if failed else "finished")
+                self._forget_scored(sequence.request)
         for sequence in batch.ready:
             if sequence.finish_reason is None and sequence.lease is not None:
                 self._grow(sequence)
         clock.lap("planning")
         return events
+
+    def _score(self, batch: Batch, logits: torch.Tensor) -> list[Event]:
+        """Note log-probabilities of prompts; ends requests whose logits are not numbers."""
+        failed = score(logits, batch.scored)
+        events: list[Event] = []
+        if not failed:
+            return events
+        for sequence in (*self._desk.running, *self._desk.waiting.values()):
+            if sequence.request.scores in failed:
+                sequence.request.error = _NOT_NUMBERS
+                events.append(self._end(sequence, "error", None, None))
+                self._desk.leave(sequence, "failed")
+                self._forget_scored(sequence.request)
+        return events
+
+    def _forget_scored(self, request: Request) -> None:
+        """Drop what a scored prompt left behind: nobody else could use it."""
+        if request.scores is not None and request.finished:
+            self.tree.clear(request.sequences[0].namespace)
 
     def _write(self, sequence: Sequence, token: int, logprob: RowLogprob | None) -> Event:
         """Add a sampled token to a sequence and see whether that ends it."""

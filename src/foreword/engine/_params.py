@@ -6,8 +6,9 @@ Every value is checked where it is given, so the engine never meets an impossibl
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from numbers import Integral, Real
 from typing import Any
 
@@ -16,18 +17,22 @@ from foreword._errors import ParameterError
 MAX_N = 128
 MAX_STOPS = 16
 MAX_LOGPROBS = 20
+MAX_BIASES = 300
+LARGEST_BIAS = 100
 _INT64 = 2**63
+_ID = re.compile("0|[1-9][0-9]{0,18}")  # one way to write each, so that none is named twice
 
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
     """How one request's answers are chosen and when they end.
 
-    The order is: penalties, temperature, `top_k`, `top_p`, `min_p`, draw. The same seed gives the
-    same answer in any batch.
+    The order is: penalties, `logit_bias`, temperature, `top_k`, `top_p`, `min_p`, draw. The same
+    seed gives the same answer in any batch.
 
     Args:
-        max_tokens: most tokens to generate, at least 1.
+        max_tokens: most tokens to generate, at least 1; 0 only together with `prompt_logprobs`, to
+            score a text.
         temperature: divides the logits; 0 takes the most probable token (lowest id among equals).
         top_k: keep the k most probable tokens; 0 keeps all.
         top_p: keep the fewest most probable tokens whose probabilities add up to this, in (0, 1]
@@ -45,6 +50,10 @@ class SamplingParams:
         stop_token_ids: ids that end an answer.
         ignore_eos: go on after the model's end-of-text token.
         logprobs: report each token's log-probability and that many alternatives, 0 to 20.
+        prompt_logprobs: the same of the prompt's own tokens. Such a prompt is computed anew, beside
+            what the cache holds of it.
+        logit_bias: added to the logits of up to 300 tokens, by id, from -100 (in effect never) to
+            100 (in effect always).
 
     Raises:
         ParameterError: a value outside its limits; the message names the field, limit and way out.
@@ -64,10 +73,12 @@ class SamplingParams:
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    logit_bias: Mapping[int, float] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         values: dict[str, Any] = {
-            "max_tokens": _whole("max_tokens", self.max_tokens, 1, None, "ask for at least one"),
+            "max_tokens": _most(self.max_tokens, scoring=self.prompt_logprobs is not None),
             "temperature": _number("temperature", self.temperature, "0 is greedy decoding"),
             "top_k": _whole("top_k", self.top_k, 0, None, "0 keeps every token"),
             "top_p": _number("top_p", self.top_p, "1 keeps every token", below=1, open_low=True),
@@ -84,15 +95,17 @@ class SamplingParams:
             "n": _whole("n", self.n, 1, MAX_N, "send the prompt again for more answers"),
             "stop": _stops(self.stop),
             "stop_token_ids": _ids(self.stop_token_ids),
+            "logit_bias": _biases(self.logit_bias),
         }
         if self.seed is not None:
             values["seed"] = _whole(
                 "seed", self.seed, -_INT64, _INT64 - 1, "leave it out for an unseeded request"
             )
-        if self.logprobs is not None:
-            values["logprobs"] = _whole(
-                "logprobs", self.logprobs, 0, MAX_LOGPROBS, "leave it out for none"
-            )
+        for name in ("logprobs", "prompt_logprobs"):
+            if getattr(self, name) is not None:
+                values[name] = _whole(
+                    name, getattr(self, name), 0, MAX_LOGPROBS, "leave it out for none"
+                )
         if not isinstance(self.ignore_eos, bool):
             raise ParameterError(f"ignore_eos must be True or False, got {self.ignore_eos!r}")
         for name, value in values.items():
@@ -113,6 +126,19 @@ class SamplingParams:
         )
 
 
+def check_bias(params: SamplingParams, vocab: int) -> None:
+    """Whether every token of a bias is one of `vocab`.
+
+    Raises:
+        ParameterError: one is not.
+    """
+    for token in params.logit_bias:
+        if token >= vocab:
+            raise ParameterError(
+                f"logit_bias names token {token}: the vocabulary has ids 0 to {vocab - 1}"
+            )
+
+
 _HARMLESS = frozenset(
     {
         "model", "prompt", "messages", "user", "store", "metadata", "service_tier",
@@ -124,6 +150,7 @@ _SAME_NAME = frozenset(
     {
         "temperature", "top_p", "min_p", "n", "stop", "seed", "presence_penalty",
         "frequency_penalty", "repetition_penalty", "stop_token_ids", "ignore_eos",
+        "prompt_logprobs",
     }
 )  # fmt: skip
 _NEUTRAL: dict[str, tuple[object, ...]] = {
@@ -131,7 +158,6 @@ _NEUTRAL: dict[str, tuple[object, ...]] = {
     "stream_options": ({},),
     "echo": (False,),
     "suffix": ("",),
-    "logit_bias": ({},),
     "tools": ([],),
     "tool_choice": ("none", "auto"),
     "functions": ([],),
@@ -151,9 +177,9 @@ def from_openai(body: Mapping[str, Any], *, max_tokens: int = 16) -> SamplingPar
 
     Fields set to null count as absent. The temperature defaults to OpenAI's 1.0; `max_tokens` is
     the length of a request that names none. Beyond OpenAI's fields it takes `top_k` (-1 is 0),
-    `min_p`, `repetition_penalty`, `stop_token_ids` and `ignore_eos`. Fields that do not bear on
-    the text (`user`, `metadata`, ...) are ignored, and so are others at their neutral value
-    (`tools: []`).
+    `min_p`, `repetition_penalty`, `stop_token_ids`, `ignore_eos` and `prompt_logprobs`, with which
+    `max_tokens` may be 0. Fields that do not bear on the text (`user`, `metadata`, ...) are
+    ignored, and so are others at their neutral value (`tools: []`).
 
     Raises:
         ParameterError: a field that would change the answer in a way the engine does not know, an
@@ -173,6 +199,8 @@ def from_openai(body: Mapping[str, Any], *, max_tokens: int = 16) -> SamplingPar
     fields.update({name: given.pop(name) for name in _SAME_NAME & given.keys()})
     fields["max_tokens"] = _length({k: given.pop(k) for k in _LENGTHS if k in given}, max_tokens)
     fields["logprobs"] = _logprobs(given.pop("logprobs", None), given.pop("top_logprobs", None))
+    if "logit_bias" in given:
+        fields["logit_bias"] = _by_number(given.pop("logit_bias"))
     if "top_k" in given:
         top_k = given.pop("top_k")
         fields["top_k"] = 0 if top_k == -1 else top_k
@@ -198,9 +226,19 @@ def _length(given: dict[str, Any], default: int) -> Any:
             f"max_tokens={_short(given['max_tokens'])} and max_completion_tokens="
             f"{_short(given['max_completion_tokens'])} disagree: give one of them"
         )
-    for name, value in given.items():
-        return _whole(name, value, 1, None, "ask for at least one")
+    for name, value in given.items():  # 0 is for `SamplingParams` to judge
+        return value if value == 0 else _whole(name, value, 1, None, "ask for at least one")
     return default
+
+
+def _by_number(bias: object) -> object:
+    """JSON's keys are texts: `{"50256": -100}`."""
+    if not isinstance(bias, Mapping):
+        return bias
+    return {
+        int(key) if isinstance(key, str) and _ID.fullmatch(key) else key: value
+        for key, value in bias.items()
+    }
 
 
 def _logprobs(logprobs: object, top_logprobs: object) -> Any:
@@ -254,6 +292,37 @@ def _number(
             f"{name} must be a finite number {limit}, got {_short(value)}: {way_out}"
         )
     return number
+
+
+def _most(value: object, *, scoring: bool) -> int:
+    if scoring:
+        return _whole("max_tokens", value, 0, None, "0 asks for the prompt's logprobs alone")
+    return _whole(
+        "max_tokens", value, 1, None, "ask for one, or give prompt_logprobs to score a text"
+    )
+
+
+def _biases(value: object) -> dict[int, float]:
+    if not isinstance(value, Mapping):
+        raise ParameterError(
+            f"logit_bias must map token ids to numbers, got {_short(value)}: write {{50256: -100}}"
+        )
+    if len(value) > MAX_BIASES:
+        raise ParameterError(
+            f"logit_bias names {len(value)} tokens, the limit is {MAX_BIASES}: keep those that "
+            "matter most"
+        )
+    way_out = "look the id up in the model's vocabulary"
+    return {
+        _whole("each token id of logit_bias", token, 0, _INT64 - 1, way_out): _number(
+            "each value of logit_bias",
+            bias,
+            "0 is neutral",
+            above=-LARGEST_BIAS,
+            below=LARGEST_BIAS,
+        )
+        for token, bias in value.items()
+    }
 
 
 def _stops(value: object) -> tuple[str, ...]:

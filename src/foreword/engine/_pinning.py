@@ -106,7 +106,7 @@ class Pinning:
             model=self.loaded.fingerprint,
             positions=pin.namespace.positions,
             tokens=torch.tensor(pin.tokens, dtype=torch.int64),
-            kv=read_kv(self.pool, self.tree.path(pin.lease), pin.length),
+            kv=read_kv(self.pool, self.tree.path(pin.lease)),
         )
 
     def restore_pin(self, saved: SavedPrefix, *, salt: str = "") -> Pin:

@@ -29,15 +29,16 @@ def to_plain(value: Any) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """How probable a generated token was, and what else might have stood there.
+    """How probable a token of an answer or a prompt was, and what else might have stood there.
 
-    Natural logarithms of the softmax of the model's own logits, before penalties, temperature and
-    filters.
+    Natural logarithms of the softmax of the model's own logits, before penalties, bias, temperature
+    and filters.
 
     Attributes:
-        token_id: the token that was chosen.
+        token_id: the token that stands there.
         token: its text by itself; part of a character shows as U+FFFD.
-        logprob: its log-probability.
+        logprob: its log-probability; NaN (None in `to_dict`) for a prompt's first token, which has
+            none.
         top: (id, text, logprob) of the most probable tokens, best first, at most as many as asked
             for. Tokens of probability zero are left out.
     """
@@ -56,6 +57,10 @@ class TokenLogprob:
             "logprob": to_plain(self.logprob),
             "top": top,
         }
+
+
+def _all(logprobs: tuple[TokenLogprob, ...] | None) -> list[dict[str, Any]] | None:
+    return None if logprobs is None else [logprob.to_dict() for logprob in logprobs]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +91,7 @@ class Output:
             "token_ids": list(self.token_ids),
             "finish_reason": self.finish_reason,
             "stop": self.stop,
-            "logprobs": None if self.logprobs is None else [p.to_dict() for p in self.logprobs],
+            "logprobs": _all(self.logprobs),
         }
 
 
@@ -124,6 +129,8 @@ class Result:
         cached_tokens: how many of the prompt's tokens were there when its first answer began,
             left by earlier requests or brought by one that runs at the same time.
         timing: when it was admitted, wrote its first token and ended; None if it was refused.
+        prompt_logprobs: one entry per prompt token, or None when they were not asked for or the
+            request ended before they were all there.
     """
 
     index: int
@@ -132,6 +139,7 @@ class Result:
     error: str | None = None
     cached_tokens: int = 0
     timing: Timing | None = None
+    prompt_logprobs: tuple[TokenLogprob, ...] | None = None
 
     @property
     def text(self) -> str:
@@ -147,6 +155,7 @@ class Result:
             "error": self.error,
             "cached_tokens": self.cached_tokens,
             "timing": None if self.timing is None else self.timing.to_dict(),
+            "prompt_logprobs": _all(self.prompt_logprobs),
         }
 
 
@@ -180,7 +189,7 @@ class Chunk:
             "text": self.text,
             "token_ids": list(self.token_ids),
             "finish_reason": self.finish_reason,
-            "logprobs": None if self.logprobs is None else [p.to_dict() for p in self.logprobs],
+            "logprobs": _all(self.logprobs),
         }
 
 

@@ -1,4 +1,4 @@
-"""From logits to tokens: penalties, temperature, top-k, top-p, min-p, one draw, logprobs.
+"""From logits to tokens: penalties, bias, temperature, top-k, top-p, min-p, one draw, logprobs.
 
 Every operation works row by row, and a sequence brings its own stream of random numbers, so a row's
 token depends on its logits and its sequence alone, never on who else is in the batch.
@@ -25,7 +25,7 @@ _NUCLEUS_START = 64
 class RowLogprob(NamedTuple):
     """A chosen token's log-probability and the best alternatives (id, logprob), best first.
 
-    Natural log-softmax of the raw logits in fp32, before penalties, temperature and filters. Equals
+    Natural log-softmax of the raw logits in fp32, before anything a request changes. Equals
     are ordered by id; tokens of probability zero are left out, so `top` may be shorter than asked.
     """
 
@@ -95,7 +95,7 @@ class SequenceSampling:
     survives preemption as it stands. Make one by `start`.
     """
 
-    __slots__ = ("counts", "params", "random")
+    __slots__ = ("bias", "counts", "params", "random")
 
     def __init__(
         self,
@@ -106,6 +106,8 @@ class SequenceSampling:
         self.params = params
         self.random = random
         self.counts = counts
+        bias = params.logit_bias
+        self.bias = (list(bias.keys()), list(bias.values())) if bias else None
 
     @classmethod
     def start(
@@ -142,8 +144,8 @@ class SequenceSampling:
 
     @property
     def plain(self) -> bool:
-        """Whether the largest raw logit decides: greedy, and no penalties."""
-        return self.random is None and self.counts is None
+        """Whether the largest raw logit decides: greedy, no penalties, no bias."""
+        return self.random is None and self.counts is None and self.bias is None
 
 
 class Sampler:
@@ -164,8 +166,8 @@ class Sampler:
 
         Mutates the states: a random row draws one number from its stream, and a row with penalties
         counts its token as generated. A row that is not ok leaves its state as it was. `logits` is
-        not written. When every row is greedy without penalties or logprobs this is one maximum
-        over the rows. No rows: empty results.
+        not written. When every row is greedy without penalties, bias or logprobs this is one
+        maximum over the rows. No rows: empty results.
 
         Args:
             logits: [rows, vocabulary], any floating dtype; everything is computed in fp32 (sums of
@@ -204,6 +206,7 @@ class Sampler:
 def _choose(scores: Tensor, states: list[SequenceSampling]) -> Tensor:
     """Tokens [rows] of rows that need more than a maximum. Overwrites `scores` [rows, vocab]."""
     _penalise(scores, states)
+    _bias(scores, states)
     random = [row for row, state in enumerate(states) if state.random is not None]
     if len(random) == len(states):
         return _draw(scores, states)
@@ -244,6 +247,23 @@ def _penalise(scores: Tensor, states: list[SequenceSampling]) -> None:
     # An extreme factor must not overflow into an unusable row; what was impossible stays so.
     new = new.clamp_(-_FLOAT32.max, _FLOAT32.max)
     scores[where] = torch.where(old == -torch.inf, old, new)
+
+
+def _bias(scores: Tensor, states: list[SequenceSampling]) -> None:
+    """Add each row's own numbers to its own tokens, in place."""
+    rows: list[int] = []
+    columns: list[int] = []
+    values: list[float] = []
+    for row, state in enumerate(states):
+        if state.bias is not None:
+            ids, more = state.bias
+            rows += [row] * len(ids)
+            columns += ids
+            values += more
+    if rows:
+        where = torch.tensor([rows, columns], device=scores.device)
+        added = torch.tensor(values, dtype=scores.dtype, device=scores.device)
+        scores[where[0], where[1]] += added
 
 
 def _draw(scores: Tensor, states: list[SequenceSampling]) -> Tensor:
@@ -306,16 +326,28 @@ def _nucleus(weight: Tensor, top_p: Tensor) -> Tensor:
 def _logprobs(
     logits: Tensor, states: Sequence[SequenceSampling], ids: list[int], rows: list[int]
 ) -> list[RowLogprob | None]:
-    """Log-probabilities of `rows`; a few small operations per row that asked for alternatives."""
+    """Log-probabilities of what `rows` chose."""
     if not rows:
         return []
-    logprob = logits[rows].float().log_softmax(dim=-1)
-    own = logprob.gather(1, torch.tensor([[ids[row]] for row in rows], device=logits.device))
+    sizes = [states[row].params.logprobs or 0 for row in rows]
     found: list[RowLogprob | None] = [None] * len(ids)
-    for place, (row, value) in enumerate(zip(rows, own.flatten().tolist(), strict=True)):
-        size = min(states[row].params.logprobs or 0, logits.shape[1])
-        top = _best(logprob[place], size) if size else ()
-        found[row] = RowLogprob(ids[row], value, top)
+    named = row_logprobs(logits[rows], [ids[row] for row in rows], sizes)
+    for row, logprob in zip(rows, named, strict=True):
+        found[row] = logprob
+    return found
+
+
+def row_logprobs(logits: Tensor, ids: list[int], sizes: list[int]) -> list[RowLogprob]:
+    """Log-probability of each row's token and its best alternatives, as many as `sizes` says.
+
+    Mutates nothing; one softmax, and a few small operations per row that asks for alternatives.
+    """
+    logprob = logits.float().log_softmax(dim=-1)
+    own = logprob.gather(1, torch.tensor(ids, device=logits.device)[:, None]).flatten().tolist()
+    found = []
+    for row, (token, value, asked) in enumerate(zip(ids, own, sizes, strict=True)):
+        size = min(asked, logits.shape[1])
+        found.append(RowLogprob(token, value, _best(logprob[row], size) if size else ()))
     return found
 
 

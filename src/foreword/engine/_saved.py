@@ -74,11 +74,11 @@ class SavedPrefix:
         return {**said, "sha256": digest.hexdigest()}
 
 
-def read_kv(pool: KVPool, path: Sequence[Node], length: int) -> Tensor:
-    """Copies of the first `length` tokens' keys and values, as `SavedPrefix.kv`. O(their bytes)."""
-    slots = [slot for node in path for slot in _slots(node, 0, len(node.tokens))][:length]
+def read_kv(pool: KVPool, path: Sequence[Node]) -> Tensor:
+    """Copies of a path's keys and values, as `SavedPrefix.kv`. O(their bytes)."""
+    slots = [slot for node in path for slot in _slots(node, 0, len(node.tokens))]
     where = torch.tensor(slots, device=pool.device)
-    shape = (pool.layers, 2, pool.kv_heads, length, pool.head_dim)
+    shape = (pool.layers, 2, pool.kv_heads, len(slots), pool.head_dim)
     kv = torch.empty(shape, dtype=pool.dtype)
     for layer in range(pool.layers):
         for half, held in enumerate(pool.read(layer, where)):

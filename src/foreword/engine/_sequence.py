@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from foreword.engine._params import SamplingParams
     from foreword.engine._results import FinishReason
     from foreword.engine._sampler import SequenceSampling
+    from foreword.engine._scores import PromptScores
 
 
 @dataclass(eq=False, slots=True)
@@ -71,7 +72,8 @@ class Sequence:
 
     @property
     def max_output(self) -> int:
-        return self.room
+        """What policies hear of `room`: at least 1, for some of them divide by it."""
+        return max(1, self.room)
 
     @property
     def node(self) -> Node:
@@ -117,6 +119,7 @@ class Request:
     ended: float | None = None
     error: str | None = None
     cached_tokens: int | None = None
+    scores: PromptScores | None = None
 
     @property
     def finished(self) -> bool:
@@ -131,6 +134,7 @@ class Request:
             error=self.error,
             cached_tokens=self.cached_tokens or 0,
             timing=self._timing(),
+            prompt_logprobs=None if self.scores is None else self.scores.result(),
         )
 
     def _timing(self) -> Timing:
