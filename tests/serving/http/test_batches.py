@@ -285,7 +285,8 @@ def test_cancelled_before_it_ran_it_has_no_files(new_service, tmp_path):
         async with running(service, tmp_path) as jobs:
             first = [await make(jobs) for _ in range(2)]
             waits = await make(jobs)
-            await until(lambda: all(jobs.get("", b.id).status == "in_progress" for b in first))
+            await ended(jobs, await make(jobs, b"\n", "other"), "other")  # it has no wait
+            assert [jobs.get("", b.id).status for b in first] == ["in_progress"] * 2
             assert jobs.get("", waits.id).status == "validating"
             await jobs.cancel("", waits.id)
             waits = await ended(jobs, waits)
