@@ -171,6 +171,7 @@ def serve(
     with talk.phase("libraries", "loading libraries"):
         from foreword.engine import parse_bytes
         from foreword.serving.http import Server, ServerConfig, Service
+        from foreword.serving.http._batch_jobs import open_batches
         from foreword.serving.http._isolation import load_secret
         from foreword.serving.http._logs import start_log
         from foreword.serving.http._server import check_free
@@ -224,6 +225,7 @@ def serve(
         llm = choice.load(keys)
     try:
         service = Service.of(llm, config=config, keys=keys, secret=secret)
+        open_batches(service)
         server = Server(
             service,
             trust_proxy=tuple(trust_proxy or ()),
