@@ -19,6 +19,7 @@ from foreword.engine import AsyncLLM
 from foreword.serving.http import ApiError, Keyring, ServerConfig, Service
 from foreword.serving.http import _app as app_module
 from foreword.serving.http._access import GENERATING, OPEN, OPERATOR, level_of
+from foreword.serving.http._middleware import is_loopback
 from tests.serving.http.conftest import LOCAL
 
 USER, OPERATOR_KEY = "user-key-0123456789", "operator-key-0123456789"
@@ -142,6 +143,8 @@ def test_headers_of_every_answer(call: Callable[..., TestClient], path: str) -> 
     ("listening", "allowed", "host", "status"),
     [
         ("127.0.0.1", (), "localhost:8000", 200),
+        ("127.0.0.5", (), "127.0.0.5:8000", 200),
+        ("localhost", (), "localhost", 200),
         ("127.0.0.1", (), "127.0.0.1:8000", 200),
         ("::1", (), "[::1]:8000", 200),
         ("127.0.0.1", (), "LOCALHOST", 200),
@@ -385,6 +388,24 @@ def test_the_log_of_requests_holds_no_secret(
         "method": "POST",
         "route": "/v1/completions",
         "status": 200,
+        "client": "testclient",
         "tenant": "ann",
         "id": "the-id",
     }
+
+
+@pytest.mark.parametrize(
+    ("host", "only_here"),
+    [
+        ("localhost", True),
+        ("127.9.9.9", True),
+        ("::1", True),
+        ("0.0.0.0", False),
+        ("::", False),
+        ("", False),
+        ("127.example", False),
+        ("192.168.0.1", False),
+    ],
+)
+def test_loopback_addresses(host: str, only_here: bool) -> None:
+    assert is_loopback(host) == only_here

@@ -1,7 +1,7 @@
 """The server's log: short lines on stderr, for people or as JSON. Never a body, a key or a query.
 
 What is worth a line: warnings and errors; with `requests`, each request with its route's pattern,
-status, time, tenant and id.
+status, time, the client's address, tenant and id.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def _request_line(fields: dict[str, Any]) -> str:
     tenant = f" tenant={fields['tenant']}" if fields["tenant"] else ""
     return (
         f"{fields['method']} {fields['route'] or '(no route)'} {fields['status']} "
-        f"{fields['ms']:.1f} ms{tenant} {fields['id']}"
+        f"{fields['ms']:.1f} ms from {fields['client']}{tenant} {fields['id']}"
     )
 
 

@@ -12,6 +12,7 @@ import re
 import secrets
 import time
 from collections.abc import Sequence
+from ipaddress import ip_address
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -132,6 +133,7 @@ class Edge(_Layer):
                     "route": pattern,
                     "status": status,
                     "ms": round(seconds * 1000, 1),
+                    "client": (scope.get("client") or (None,))[0],
                     "tenant": caller.tenant if caller else None,
                     "id": request_id,
                 }
@@ -254,12 +256,17 @@ def _allowed_hosts(host: str, given: Sequence[str]) -> frozenset[str] | None:
     """Names that are answered, without ports; None for all."""
     if given:
         return None if "*" in given else frozenset(name.lower() for name in given)
-    return _LOOPBACK if is_loopback(host) else None
+    if not is_loopback(host):
+        return None
+    return _LOOPBACK | {f"[{host}]" if ":" in host else host.lower()}
 
 
 def is_loopback(host: str) -> bool:
     """Whether only this machine reaches an address."""
-    return host in ("localhost", "::1", "[::1]") or host.startswith("127.")
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _name_of(host: str) -> str:
