@@ -56,10 +56,8 @@ def test_it_is_added_after_penalties_and_before_the_temperature():
     for bias, best in (({1: 0.9}, 0), ({1: 1.1}, 1), ({0: -2.1, 1: -2.0}, 2), ({3: 100}, 0)):
         state = sampler.start(SamplingParams(logit_bias=bias))
         assert sampler.sample(logits, [state]).ids == [best]
-    # Halved by its penalty, token 0 is level with token 1; then a bias of 0.5 decides.
-    params = SamplingParams(repetition_penalty=2.0, logit_bias={0: 0.5})
-    assert sampler.sample(logits, [sampler.start(params, [0])]).ids == [0]
-    params = SamplingParams(repetition_penalty=2.5, logit_bias={0: 0.1})
+    # 2 / 1.5 - 0.4 is below 1; (2 - 0.4) / 1.5 would be above it.
+    params = SamplingParams(repetition_penalty=1.5, logit_bias={0: -0.4})
     assert sampler.sample(logits, [sampler.start(params, [0])]).ids == [1]
     # A temperature that flattens everything flattens the bias too: nothing is forced any more.
     drawn = {
