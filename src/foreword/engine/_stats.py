@@ -25,8 +25,8 @@ class PrefixStats:
             preemption made more be computed again than sharing saved.
         generated_tokens: tokens sampled, over all answers.
         dedup_ratio: `prompt_tokens / computed_prompt_tokens`; 1.0 when there was no prompt.
-        kv_bytes_peak: most bytes of keys and values, in whole pages, that running answers held at
-            one time; what several share counts once.
+        kv_bytes_peak: most bytes of keys and values, in whole pages, that running answers and pins
+            held at one time; what several share counts once.
         kv_bytes_unshared: bytes the answers running at that same moment would hold if each had
             its own copy of every token it sees, page rounding left out.
         seconds: wall time of the call.
