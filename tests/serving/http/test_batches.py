@@ -593,7 +593,7 @@ def test_lines_of_the_server_s_own_limits(new_service, tmp_path):
     lines = [
         line(1, n=17), line(2, model="gpt"), line(3, model=7), line(4, model="nano"), other,
         line(6, cache_salt="a"), line(7, cache_salt=7), line(8, stream=True),
-        line(9, prompt="a" * 100_000), {"prompt": "bare", "max_tokens": 2},
+        line(9, prompt="a" * 100_000), {"prompt": "bare", "max_tokens": 2, "user": "eve"},
     ]  # fmt: skip
 
     async def main():
@@ -603,14 +603,14 @@ def test_lines_of_the_server_s_own_limits(new_service, tmp_path):
             batch = await ended(jobs, await make(jobs, text(lines)))
             found = records(jobs, batch)
             codes = [found[n]["error"] and found[n]["error"]["code"] for n in sorted(found)]
-            return codes, {job.cache_salt for _, job in slow.calls}
+            return codes, {(job.cache_salt, job.user) for _, job in slow.calls}
 
     codes, salts = asyncio.run(main())
     assert codes == [
         "invalid_parameter", "model_not_found", "invalid_parameter", None, "mismatched_endpoint",
         None, "invalid_parameter", "invalid_parameter", "context_length_exceeded", None,
     ]  # fmt: skip
-    assert salts == {"", "a"}
+    assert salts == {("", ""), ("a", ""), ("", "eve")}
 
 
 def test_one_tenant_s_batches_are_bounded(new_service, tmp_path, monkeypatch):

@@ -19,6 +19,7 @@ from starlette.testclient import TestClient
 from foreword._errors import ForewordError
 from foreword.serving.http import ApiError, Caller, Keyring, ServerConfig, create_app
 from foreword.serving.http import _disk as disk_module
+from foreword.serving.http._batch_ledger import Ledger
 from foreword.serving.http._store import FileStore
 from foreword.serving.http._upload import receive_upload
 
@@ -394,10 +395,20 @@ def test_one_directory_one_server(tmp_path):
     FileStore(tmp_path).close()
 
 
-def test_a_directory_that_is_a_file_is_named(tmp_path):
-    (tmp_path / "data").write_text("")
+@pytest.mark.parametrize("name", ["", "files", "lock", "batches"])
+def test_a_directory_that_cannot_be_used_is_named(tmp_path, name):
+    root = tmp_path / "data"
+    if name == "lock":
+        (root / name).mkdir(parents=True)
+    else:
+        root.parent.mkdir(exist_ok=True)
+        if name:
+            root.mkdir()
+        (root / name).write_text("")
     with pytest.raises(ForewordError, match="--data"):
-        FileStore(tmp_path / "data")
+        Ledger(root, quota=None)
+    if name == "batches":  # and it is let go of
+        FileStore(root).close()
 
 
 def test_a_real_server_says_it_to_who_is_still_sending(make_service, start_server, tmp_path):

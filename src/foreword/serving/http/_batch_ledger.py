@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
+from foreword._errors import ForewordError
 from foreword.serving.http._batch_state import Batch, BatchBook, Status
 from foreword.serving.http._disk import disk_error
 from foreword.serving.http._store import FileStore
@@ -38,9 +39,11 @@ class Ledger:
         self.store = FileStore(root, quota=quota, clock=clock)
         try:
             self.book = BatchBook(root)
-        except BaseException:
+        except OSError as error:
             self.store.close()
-            raise
+            raise ForewordError(
+                f"cannot keep batches in {root}: {error.strerror}; give --data another directory"
+            ) from error
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="foreword-batches")
 
     async def close(self) -> None:

@@ -215,6 +215,7 @@ class BatchWork:
         body = dict(line.body)
         check_model(self._service, _text(body.pop("model", None), "model"))
         salt = _text(body.pop("cache_salt", None), "cache_salt")
+        user = _text(body.pop("user", None), "user")
         limit = self._caller.limits.max_tokens
         defaults = self._defaults
         if limit is not None:
@@ -230,7 +231,7 @@ class BatchWork:
             )
         prompt = line_prompt(line, self._service.llm.tokenizer)
         ids = encode(self._service, prompt, "the prompt")
-        return _Ready(line, Job((ids,), (params,), salt or ""))
+        return _Ready(line, Job((ids,), (params,), cache_salt=salt or "", user=user or ""))
 
     # -- answering ---------------------------------------------------------------------------------
 
