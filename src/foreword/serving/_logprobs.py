@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from math import isnan
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -32,39 +33,28 @@ class CompletionLogprobs:
 
         self._at = at
         self._stream = None if tokenizer is None else TextStream(tokenizer.decode)
-        self._tokenizer = tokenizer
 
     def take(self, entries: Sequence[TokenLogprob]) -> dict[str, Any]:
-        """The next tokens. Mutates: later offsets go on from here."""
-        return self._shape((entry.token_id, entry) for entry in entries)
-
-    def take_prompt(
-        self, ids: Sequence[int], entries: Sequence[TokenLogprob | None]
-    ) -> dict[str, Any]:
-        """The prompt's tokens; those without an entry have null. Mutates as `take`."""
-        return self._shape(zip(ids, entries, strict=True))
-
-    def _shape(self, pairs: Iterable[tuple[int, TokenLogprob | None]]) -> dict[str, Any]:
-        tokens: list[str] = []
-        logprobs: list[float | None] = []
-        tops: list[dict[str, float] | None] = []
+        """The next tokens; null for a token with nothing before it. Mutates: later offsets go on
+        from here."""
         offsets: list[int] = []
-        for token_id, entry in pairs:
-            token = self._text(token_id) if entry is None else entry.token
-            tokens.append(token)
+        for entry in entries:
             offsets.append(self._at)
-            logprobs.append(None if entry is None else _finite(entry.logprob))
-            tops.append(None if entry is None else _alternatives(entry))
-            self._at += len(token if self._stream is None else self._stream.push(token_id))
+            text = entry.token if self._stream is None else self._stream.push(entry.token_id)
+            self._at += len(text)
+        first = [isnan(entry.logprob) for entry in entries]
         return {
-            "tokens": tokens,
-            "token_logprobs": logprobs,
-            "top_logprobs": tops,
+            "tokens": [entry.token for entry in entries],
+            "token_logprobs": [
+                None if alone else _finite(entry.logprob)
+                for entry, alone in zip(entries, first, strict=True)
+            ],
+            "top_logprobs": [
+                None if alone else _alternatives(entry)
+                for entry, alone in zip(entries, first, strict=True)
+            ],
             "text_offset": offsets,
         }
-
-    def _text(self, token_id: int) -> str:
-        return "" if self._tokenizer is None else self._tokenizer.decode([token_id])
 
 
 def joined(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:

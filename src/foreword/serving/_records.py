@@ -20,7 +20,7 @@ def completion_body(
     created: int,
     tokenizer: Tokenizer | None = None,
     fingerprint: str | None = None,
-    echo: Sequence[tuple[str, Sequence[int]]] | None = None,
+    echo: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """The body of an answer to /v1/completions; `created` in seconds since 1970.
 
@@ -29,20 +29,20 @@ def completion_body(
     Args:
         tokenizer: makes `text_offset` right where characters are split between tokens.
         fingerprint: of the model and what runs it.
-        echo: each prompt as text and as token ids, to be put in front of its answers.
+        echo: each prompt's text, to be put in front of its answers, and its log-probabilities in
+            front of theirs.
     """
     many = _many(results)
     choices: list[dict[str, Any]] = []
     for place, result in enumerate(many):
         for output in result.outputs:
-            before = "" if echo is None else echo[place][0]
-            ids: Sequence[int] = () if echo is None else echo[place][1]
+            before = None if echo is None else echo[place]
             choices.append(
                 {
                     "index": len(choices),
-                    "text": before + output.text,
+                    "text": (before or "") + output.text,
                     "finish_reason": output.finish_reason,
-                    "logprobs": _completion_logprobs(result, output, tokenizer, before, ids),
+                    "logprobs": _completion_logprobs(result, output, tokenizer, before),
                 }
             )
     kind = "text_completion"
@@ -147,18 +147,12 @@ def _body(
 
 
 def _completion_logprobs(
-    result: Result,
-    output: Output,
-    tokenizer: Tokenizer | None,
-    before: str,
-    ids: Sequence[int],
+    result: Result, output: Output, tokenizer: Tokenizer | None, before: str | None
 ) -> dict[str, Any] | None:
-    """Those of the answer, after those of its prompt where they were asked for."""
+    """Those of the answer, after those of its prompt where that is shown."""
     if output.logprobs is None:
         return None
-    own = CompletionLogprobs(tokenizer, len(before)).take(output.logprobs)
-    entries = getattr(result, "prompt_logprobs", None)
-    if entries is None or not ids:
+    own = CompletionLogprobs(tokenizer, len(before or "")).take(output.logprobs)
+    if before is None or result.prompt_logprobs is None:
         return own
-    prompt = CompletionLogprobs(tokenizer).take_prompt(ids, entries)
-    return joined(prompt, own)
+    return joined(CompletionLogprobs(tokenizer).take(result.prompt_logprobs), own)

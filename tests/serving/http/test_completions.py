@@ -406,3 +406,73 @@ def test_a_later_error_is_an_event_and_done_follows(client, service, path):
         assert said in told["error"]["message"]
         assert "secret" not in response.text
         assert "abc" in response.text
+
+
+# -- the prompt's own log-probabilities, and biases ------------------------------------------------
+
+
+def test_echo_with_log_probabilities_scores_the_prompt(client, llm):
+    wanted = {"prompt": HEAD, "echo": True, "logprobs": 2, "temperature": 0}
+    ids = llm.encode(HEAD)
+    scored = complete(client, **wanted, max_tokens=0)
+    choice = scored["choices"][0]
+    told = choice["logprobs"]
+    assert (choice["text"], choice["finish_reason"]) == (HEAD, "length")
+    assert scored["usage"]["completion_tokens"] == 0
+    assert told["token_logprobs"][0] is None
+    assert told["top_logprobs"][0] is None
+    assert "".join(told["tokens"]) == HEAD
+    for token, at in zip(told["tokens"], told["text_offset"], strict=True):
+        assert HEAD[at:].startswith(token)
+    expected = asyncio.run(
+        llm.generate(HEAD, SamplingParams(max_tokens=0, prompt_logprobs=2))
+    ).prompt_logprobs
+    assert told["token_logprobs"][1:] == pytest.approx([e.logprob for e in expected][1:], abs=1e-4)
+
+    both = complete(client, **wanted, max_tokens=3)["choices"][0]
+    assert both["text"].startswith(HEAD)
+    assert len(both["logprobs"]["tokens"]) == len(ids) + 3
+    assert "".join(both["logprobs"]["tokens"]) == both["text"]
+    for token, at in zip(both["logprobs"]["tokens"], both["logprobs"]["text_offset"], strict=True):
+        assert both["text"][at:].startswith(token)
+    assert both["logprobs"]["token_logprobs"][: len(ids)] == pytest.approx(
+        told["token_logprobs"], abs=1e-4
+    )
+
+
+@pytest.mark.parametrize("max_tokens", [0, 3])
+@pytest.mark.parametrize("logprobs", [None, 1])
+def test_a_streamed_echo_is_the_whole_one(client, max_tokens, logprobs):
+    wanted = {
+        "prompt": [HEAD, "The"], "echo": True, "logprobs": logprobs, "n": 2, "seed": 4,
+        "max_tokens": max_tokens,
+    }  # fmt: skip
+    whole = complete(client, **wanted)["choices"]
+    objects = stream(client, "/v1/completions", **wanted)
+    texts, reasons = put_together(objects)
+    assert texts == {choice["index"]: choice["text"] for choice in whole}
+    assert reasons == {choice["index"]: choice["finish_reason"] for choice in whole}
+    for choice in whole:
+        pieces = [
+            one["logprobs"]
+            for piece in objects
+            for one in piece["choices"]
+            if one["index"] == choice["index"] and one["logprobs"]
+        ]
+        if logprobs is None:
+            assert pieces == []
+            assert choice["logprobs"] is None
+        else:
+            for name in ("tokens", "text_offset"):
+                entries = [entry for piece in pieces for entry in piece[name]]
+                assert entries == choice["logprobs"][name]
+
+
+def test_a_bias_forces_and_bans(client, llm):
+    wanted = {"prompt": HEAD, "max_tokens": 1, "temperature": 0, "logprobs": 0}
+    first = complete(client, **wanted)["choices"][0]["text"]
+    banned = llm.tokenizer.inner(first, add_special_tokens=False)["input_ids"][0]
+    assert complete(client, **wanted, logit_bias={str(banned): -100})["choices"][0]["text"] != first
+    forced = complete(client, **wanted, logit_bias={"1599": 100})["choices"][0]["text"]
+    assert forced == llm.tokenizer.decode([1599])
+    assert "vocabulary" in refused(client, prompt=HEAD, logit_bias={"4096": 1})["message"]

@@ -52,6 +52,6 @@ async def _complete(request: Request) -> Response:
             created=prepared.created,
             tokenizer=service.llm.tokenizer,
             fingerprint=prepared.fingerprint,
-            echo=prepared.echoed,
+            echo=prepared.echo,
         ),
     )

@@ -106,15 +106,12 @@ class _Completion:
 
     def result(self, result: Result) -> Iterator[dict[str, Any]]:
         if self._held is not None:
-            ids = self._prepared.job.prompts[result.index]
             for output in result.outputs:
                 place = result.index * self._n + output.index
                 before = self._before(result.index)
                 logprobs = None
-                entries = getattr(result, "prompt_logprobs", None)
-                if entries is not None:
-                    shaper = CompletionLogprobs(self._tokenizer)
-                    logprobs = shaper.take_prompt(ids, entries)
+                if result.prompt_logprobs is not None:
+                    logprobs = CompletionLogprobs(self._tokenizer).take(result.prompt_logprobs)
                 self._logprobs[place] = CompletionLogprobs(self._tokenizer, len(before))
                 yield self._choice(place, before, logprobs, None)
             for chunk in self._held.pop(result.index, ()):

@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from hashlib import sha256
-from typing import Any
 
 from foreword import __version__
 from foreword._errors import ParameterError
@@ -47,13 +46,6 @@ class Prepared:
     include_usage: bool
     continuous_usage: bool
 
-    @property
-    def echoed(self) -> list[tuple[str, Sequence[int]]] | None:
-        """Each prompt as text and ids; None to leave it away."""
-        if self.echo is None:
-            return None
-        return list(zip(self.echo, self.job.prompts, strict=True))
-
 
 async def prepare_completion(service: Service, caller: Caller, body: CompletionRequest) -> Prepared:
     """What a body of /v1/completions asks for.
@@ -66,7 +58,7 @@ async def prepare_completion(service: Service, caller: Caller, body: CompletionR
     wanted = body.prompt
     many = [wanted] if isinstance(wanted, str) or isinstance(wanted[0], int) else wanted
     prompts = await without_delay(
-        sum(len(prompt) for prompt in many if isinstance(prompt, str)),
+        sum(len(prompt) if isinstance(prompt, str) else len(prompt) // 8 for prompt in many),
         lambda: [
             encode(service, prompt, "prompt" if len(many) == 1 else f"prompt[{i}]")
             for i, prompt in enumerate(many)
@@ -147,11 +139,12 @@ def _sampling(service: Service, caller: Caller, body: Sampling, *, default: int)
     try:
         params = from_openai(fields, max_tokens=default)
         if getattr(body, "echo", None) and (scoring or params.logprobs is not None):
-            values: dict[str, Any] = {"prompt_logprobs": params.logprobs or 0}
-            if scoring:
-                values["max_tokens"] = 0
-            params = replace(params, **values)
-    except (ParameterError, TypeError) as error:
+            params = replace(
+                params,
+                max_tokens=0 if scoring else params.max_tokens,
+                prompt_logprobs=params.logprobs or 0,
+            )
+    except ParameterError as error:
         raise blamed(error, tuple(type(body).model_fields)) from None
     if params.n > service.config.max_n:
         raise ApiError(

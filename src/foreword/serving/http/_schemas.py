@@ -12,6 +12,12 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 MAX_PROMPTS = 256
 """Prompts of one request."""
+MAX_MESSAGES = 2048
+"""Messages of one chat."""
+MAX_PARTS = 8192
+"""Parts of all messages of one chat."""
+MAX_FIELDS = 300
+"""Names in an object of the body."""
 
 _INT64 = 2**63
 
@@ -20,7 +26,7 @@ Name = Annotated[str, Field(max_length=512)]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 TokenIds = Annotated[list[TokenId], Field(min_length=1, fail_fast=True)]
 Bias = Annotated[float, Field(ge=-100, le=100)]
-IdText = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,10}$")]
+IdText = Annotated[str, StringConstraints(pattern=r"^(0|[1-9][0-9]{0,9})$")]
 Nothing = Annotated[list[Any], Field(max_length=0)]
 
 
@@ -58,7 +64,7 @@ class Sampling(Strict):
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
     repetition_penalty: float | None = Field(None, gt=0, allow_inf_nan=False)
     logit_bias: dict[IdText, Bias] | None = Field(
-        None, max_length=300, description="Added to the logits of these token ids."
+        None, max_length=MAX_FIELDS, description="Added to the logits of these token ids."
     )
     seed: int | None = Field(
         None, ge=-_INT64, lt=_INT64, description="The same seed gives the same answer in any batch."
@@ -66,7 +72,7 @@ class Sampling(Strict):
     stop: Text | Annotated[list[Text], Field(max_length=16)] | None = Field(
         None, description="Texts that end an answer and are not part of it."
     )
-    stop_token_ids: Annotated[list[TokenId], Field(fail_fast=True)] | None = Field(
+    stop_token_ids: Annotated[list[TokenId], Field(max_length=1024, fail_fast=True)] | None = Field(
         None, description="Token ids that end an answer."
     )
     ignore_eos: bool | None = Field(None, description="Go on after the end-of-text token.")
@@ -79,7 +85,7 @@ class Sampling(Strict):
         None, description="Whom a fair policy charges, where the server has no keys."
     )
     # Accepted and without effect on the answer.
-    metadata: dict[str, Any] | None = None
+    metadata: Annotated[dict[str, Any], Field(max_length=MAX_FIELDS)] | None = None
     store: bool | None = None
     service_tier: str | None = None
     safety_identifier: str | None = None
@@ -117,7 +123,9 @@ class Message(Strict):
     """One message of a chat. Fields that an assistant's message comes with are accepted."""
 
     role: str = Field(min_length=1, max_length=64)
-    content: str | Annotated[list[TextPart], Field(min_length=1, fail_fast=True)]
+    content: (
+        str | Annotated[list[TextPart], Field(min_length=1, max_length=MAX_PARTS, fail_fast=True)]
+    )
     name: str | None = None
     refusal: str | None = None
     annotations: list[Any] | None = None
@@ -145,7 +153,7 @@ class ResponseFormat(Strict):
 class ChatRequest(Sampling):
     """Body of POST /v1/chat/completions."""
 
-    messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)]
+    messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
     max_completion_tokens: int | None = Field(
         None, ge=1, description="Most tokens of one answer; the newer name of max_tokens."
     )
@@ -160,7 +168,7 @@ class ChatRequest(Sampling):
     parallel_tool_calls: bool | None = None
     response_format: ResponseFormat | None = None
     modalities: Annotated[list[Literal["text"]], Field(min_length=1, max_length=1)] | None = None
-    prediction: dict[str, Any] | None = None
+    prediction: Annotated[dict[str, Any], Field(max_length=MAX_FIELDS)] | None = None
 
 
 class TokenizeRequest(Strict):
@@ -168,7 +176,10 @@ class TokenizeRequest(Strict):
 
     model: str | None = None
     prompt: str | None = None
-    messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)] | None = None
+    messages: (
+        Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
+        | None
+    ) = None
     add_special_tokens: bool | None = Field(
         None,
         description="Of a prompt: put the tokenizer's special tokens in front. True if absent.",
