@@ -99,14 +99,13 @@ class Feed:
             ApiError: 503, the engine is closed.
         """
         async with self._lock:
-            now = time.monotonic()
-            if self._made is None or now - self._made >= self._interval * 0.9:
+            if self._made is None or time.monotonic() - self._made >= self._interval:
                 try:
                     look = await self._service.llm.run(self._observer.look)
                 except ForewordError as error:
                     raise ApiError(503, f"nothing to be seen: {error}", code="closed") from error
                 self._state = await asyncio.to_thread(self._render, look)
-                self._made = now
+                self._made = time.monotonic()
             return self._state
 
     def _render(self, look: Look) -> bytes:

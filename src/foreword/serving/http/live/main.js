@@ -23,6 +23,7 @@ function show(state) {
 function status(name, text) {
   $("connection").dataset.state = name;
   say($("connection"), text);
+  if (name !== "live") numbers.gap();
   if (name === "key") askForKey();
   if (name === "closed") say($("empty-text"), "This key may use the playground, but not look at the tree.");
 }

@@ -45,6 +45,11 @@ export class Numbers {
     this.draw();
   }
 
+  /** What comes next was not watched: it belongs to no bar. */
+  gap() {
+    this.last = null;
+  }
+
   /** To be called every second: the curve moves on also when nothing happens. */
   tick() {
     const due = Math.floor((performance.now() - this.started) / (SLICE * 1000));
