@@ -15,9 +15,9 @@ from foreword._errors import PromptError
 from foreword.engine import AsyncLLM, Result, SamplingParams
 from foreword.serving.http import Caller, Job, Keyring, Service, create_app
 from foreword.serving.http._metrics import MAX_TENANTS, Metrics
+from tests.serving.http.services import PROMPT, fresh
 
 ENGINE = {"model_name": "nano", "engine": "0"}
-PROMPT = list(range(40, 70))
 KEY = "operator-0123456789"
 
 
@@ -47,13 +47,7 @@ def page(service: Service) -> Page:
     return Page(service.metrics.render().decode())
 
 
-async def fresh(llm: AsyncLLM, **settings: Any) -> Service:
-    """A service of its own around nano, with nothing in the cache."""
-    await llm.run(lambda engine: engine.tree.clear())
-    return Service.of(llm, **settings)
-
-
-async def whole(service: Service, tenant: str, prompt: list[int], **params: Any) -> Result:
+async def answer(service: Service, tenant: str, prompt: list[int], **params: Any) -> Result:
     one = SamplingParams(**{"ignore_eos": True, "seed": 1, **params})
     async with aclosing(service.answer(Caller(tenant), Job((prompt,), (one,)))) as events:
         (result,) = [item async for item in events if isinstance(item, Result)]
@@ -62,16 +56,16 @@ async def whole(service: Service, tenant: str, prompt: list[int], **params: Any)
 
 def test_a_load_is_told_as_it_was_sent(llm: AsyncLLM) -> None:
     async def main() -> None:
-        greedy = await whole(await fresh(llm), "", PROMPT, max_tokens=1, temperature=0)
+        greedy = await answer(await fresh(llm), "", PROMPT, max_tokens=1, temperature=0)
         first = greedy.outputs[0].token_ids[0]
         service = await fresh(llm)
         before = page(service)
         stop = {"stop_token_ids": (first,), "temperature": 0}
         results = [
-            await whole(service, "alice", PROMPT, max_tokens=6),
-            await whole(service, "alice", PROMPT, max_tokens=4, n=2),
-            await whole(service, "bob", PROMPT[:10], max_tokens=1),
-            await whole(service, "bob", PROMPT, max_tokens=50, **stop),
+            await answer(service, "alice", PROMPT, max_tokens=6),
+            await answer(service, "alice", PROMPT, max_tokens=4, n=2),
+            await answer(service, "bob", PROMPT[:10], max_tokens=1),
+            await answer(service, "bob", PROMPT, max_tokens=50, **stop),
         ]
         cached = results[1].cached_tokens
         assert (results[0].cached_tokens, results[2].cached_tokens) == (0, 0)
@@ -81,7 +75,7 @@ def test_a_load_is_told_as_it_was_sent(llm: AsyncLLM) -> None:
         async with aclosing(service.answer(Caller("bob"), Job(([7] * 5,), (params,)))) as events:
             await anext(events)
         with pytest.raises(PromptError):
-            await whole(service, "bob", [10**7])
+            await answer(service, "bob", [10**7])
         await llm.run(lambda engine: None)  # the abort went before it
         after = page(service)
 
@@ -129,7 +123,7 @@ _SUCCESS = "vllm:request_success_total"
 def test_times_are_in_the_order_in_which_things_happen(llm: AsyncLLM) -> None:
     async def main() -> None:
         service = await fresh(llm)
-        result = await whole(service, "", PROMPT, max_tokens=5)
+        result = await answer(service, "", PROMPT, max_tokens=5)
         now = page(service)
         timing = result.timing
         assert timing is not None
@@ -198,7 +192,7 @@ def test_counters_only_grow(llm: AsyncLLM) -> None:
         service = await fresh(llm)
         last = page(service)
         for i in range(6):
-            tasks = [whole(service, f"t{k}", PROMPT[k:], max_tokens=3) for k in range(i)]
+            tasks = [answer(service, f"t{k}", PROMPT[k:], max_tokens=3) for k in range(i)]
             work = asyncio.gather(*tasks)
             while not work.done():
                 await asyncio.sleep(0)

@@ -5,114 +5,28 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
 import pytest
 
 from foreword._errors import ForewordError, PromptError
-from foreword.engine import AsyncLLM, Chunk, Engine, Result, SamplingParams
-from foreword.serving.http import ApiError, Caller, Job, Keyring, Limits, ServerConfig, Service
+from foreword.engine import AsyncLLM, Chunk, Result
+from foreword.serving.http import ApiError, Caller, Keyring, Limits, ServerConfig, Service
 from foreword.serving.http._service import seconds_asked
-
-PROMPT = list(range(40, 70))
-ALICE = Caller("alice")
-
-
-def job(*prompts: list[int], n: int = 1, max_tokens: int = 8, **settings: Any) -> Job:
-    many = prompts or (PROMPT,)
-    params = SamplingParams(n=n, max_tokens=max_tokens, ignore_eos=True, seed=1)
-    return Job(many, (params,) * len(many), **settings)
-
-
-async def fresh(llm: AsyncLLM, **settings: Any) -> Service:
-    """A service of its own around nano, with nothing in the cache."""
-    await llm.run(lambda engine: engine.tree.clear())
-    return Service.of(llm, **settings)
-
-
-async def whole(service: Service, work: Job, caller: Caller = ALICE) -> list[Chunk | Result]:
-    async with aclosing(service.answer(caller, work)) as events:
-        return [item async for item in events]
-
-
-def results(items: list[Chunk | Result]) -> list[Result]:
-    found = [item for item in items if isinstance(item, Result)]
-    return sorted(found, key=lambda result: result.index)
-
-
-async def assert_nothing_left(service: Service) -> None:
-    """No place, no lease, no request; the tree is sound."""
-
-    def look(engine: Engine) -> tuple[bool, int, int]:
-        engine.tree.check()
-        return engine.has_work, engine.tree.used_pages, engine.tree.evictable_pages
-
-    has_work, used, evictable = await service.llm.run(look)
-    assert not has_work
-    assert used == evictable
-    gate = service.gate
-    assert (gate.answers, gate.waiting, gate.waiting_tokens, gate.load()) == (0, 0, 0, {})
-
-
-def ends(service: Service) -> dict[str, float]:
-    """Answers by how they ended, as the metrics tell."""
-    found = service.metrics._success.collect()
-    samples = next(iter(found)).samples
-    return {
-        s.labels["finished_reason"]: s.value
-        for s in samples
-        if s.name.endswith("_total") and s.value
-    }
-
-
-class StandIn:
-    """An engine that does as it is told: each item is an event, an error, or a wait."""
-
-    max_batch = 4
-
-    def __init__(self, *script: Any) -> None:
-        self.script = script
-        self.closed = 0
-        self.asked: list[dict[str, str]] = []
-        self.waits = asyncio.Event()
-
-    def gauges(self) -> Any:
-        raise NotImplementedError
-
-    async def events(
-        self, prompts: Any, params: Any, **settings: str
-    ) -> AsyncGenerator[Chunk | Result, None]:
-        self.asked.append(settings)
-        try:
-            for item in self.script:
-                if isinstance(item, BaseException):
-                    raise item
-                if item is None:
-                    self.waits.set()
-                    await asyncio.Event().wait()
-                yield item
-        finally:
-            self.closed += 1
-
-
-def stood_in(monkeypatch: pytest.MonkeyPatch, *script: Any, **config: Any) -> Any:
-    monkeypatch.setattr("foreword.serving.http._metrics.EngineCollector", _nothing)
-    llm: Any = StandIn(*script)
-    return Service.of(llm, config=ServerConfig(**config)), llm
-
-
-class _nothing:  # noqa: N801
-    def __init__(self, *args: Any) -> None:
-        pass
-
-    def collect(self) -> Iterator[Any]:
-        return iter(())
-
-
-CHUNK = Chunk(0, 0, "a", (1,))
-
+from tests.serving.http.services import (
+    ALICE,
+    CHUNK,
+    PROMPT,
+    assert_nothing_left,
+    ends,
+    fresh,
+    job,
+    results,
+    stood_in,
+    whole,
+)
 
 # -- the plain way ---------------------------------------------------------------------------------
 
@@ -380,98 +294,6 @@ def test_two_hundred_tasks_cancelled_anywhere_leave_nothing(llm: AsyncLLM) -> No
     asyncio.run(main())
 
 
-# -- who shares with whom --------------------------------------------------------------------------
-
-
-def test_tenants_never_meet_and_a_users_salt_parts_one_tenant(llm: AsyncLLM) -> None:
-    async def main() -> None:
-        service = await fresh(llm)
-        bob = Caller("bob")
-
-        async def cached(caller: Caller, salt: str = "") -> int:
-            (result,) = results(await whole(service, job(cache_salt=salt), caller))
-            return result.cached_tokens
-
-        assert await cached(ALICE) == 0
-        assert await cached(ALICE) >= len(PROMPT) - 1
-        assert await cached(bob) == 0
-        assert await cached(bob) >= len(PROMPT) - 1
-        assert await cached(ALICE, "mine") == 0
-        assert await cached(bob, "mine") == 0
-        assert await cached(ALICE, "mine") >= len(PROMPT) - 1
-        assert await cached(Caller()) == 0
-
-        def spaces(engine: Engine) -> int:
-            return engine.tree.stats().namespaces
-
-        assert await service.llm.run(spaces) == 5
-        await assert_nothing_left(service)
-
-    asyncio.run(main())
-
-
-def test_two_tenants_cost_the_same_whether_or_not_the_other_asked_before(
-    llm: AsyncLLM,
-) -> None:
-    """What a timing attack would measure: the tokens computed for the one who asks."""
-
-    async def main() -> None:
-        service = await fresh(llm)
-        rounds = random.Random(3)
-
-        async def computed(caller: Caller, prompt: list[int]) -> tuple[int, int]:
-            before = service.llm.gauges()
-            await whole(service, job(prompt, max_tokens=1), caller)
-            after = service.llm.gauges()
-            return (
-                after.computed_prompt_tokens - before.computed_prompt_tokens,
-                after.steps - before.steps,
-            )
-
-        for i in range(5):  # no two prompts begin alike
-            known = [2 * i + 1, *(rounds.randrange(1, 250) for _ in range(39))]
-            unsent = [2 * i + 2, *(rounds.randrange(1, 250) for _ in range(39))]
-            await whole(service, job(known), ALICE)
-            guess = await computed(Caller("bob"), known)
-            assert guess == await computed(Caller("bob"), unsent) == (40, 1)
-            # The control: whoever shares sees it at once.
-            assert (await computed(ALICE, known))[0] < 5
-
-    asyncio.run(main())
-
-
-def test_where_an_operator_shares_a_prefix_everybody_meets_just_there(
-    llm: AsyncLLM,
-) -> None:
-    async def main() -> None:
-        service = await fresh(llm)
-        shared, rest = PROMPT[:20], PROMPT[20:]
-        await service.llm.pin("system", shared, public=True)
-        try:
-            for caller in (ALICE, Caller("bob"), Caller()):
-                (result,) = results(await whole(service, job([*shared, *rest]), caller))
-                assert result.cached_tokens == 20
-        finally:
-            await service.llm.unpin("system")
-        await assert_nothing_left(service)
-
-    asyncio.run(main())
-
-
-def test_a_user_of_a_server_without_keys_is_charged_and_shares_all_the_same(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    async def main() -> None:
-        for caller, tenant in ((Caller(), "ann"), (ALICE, "alice")):
-            service, llm = stood_in(monkeypatch, ForewordError("enough"))
-            with pytest.raises(ForewordError):
-                await whole(service, job(user="ann"), caller)
-            salt = service.isolation.salt(caller.tenant)
-            assert llm.asked == [{"tenant": tenant, "salt": salt}]
-
-    asyncio.run(main())
-
-
 # -- limits ----------------------------------------------------------------------------------------
 
 
@@ -500,3 +322,17 @@ def test_a_keyring_of_several_tenants_shares_the_line(llm: AsyncLLM) -> None:
             service.gate.enter(ALICE, answers=seats + most + 1, prompt_tokens=1)
         assert caught.value.status == 400
         service.gate.enter(ALICE, answers=seats + most, prompt_tokens=1)
+
+
+def test_a_user_of_a_server_without_keys_is_charged_and_shares_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def main() -> None:
+        for caller, tenant in ((Caller(), "ann"), (ALICE, "alice")):
+            service, llm = stood_in(monkeypatch, ForewordError("enough"))
+            with pytest.raises(ForewordError):
+                await whole(service, job(user="ann"), caller)
+            salt = service.isolation.salt(caller.tenant)
+            assert llm.asked == [{"tenant": tenant, "salt": salt}]
+
+    asyncio.run(main())
