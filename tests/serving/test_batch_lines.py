@@ -96,6 +96,23 @@ def test_message_parts_are_joined():
         parse_line(json.dumps({"messages": [{"role": "user", "content": image}]}), 1)
 
 
+@CALM
+@given(st.lists(st.integers(0, 60), max_size=6), st.integers(14, 50), st.booleans())
+def test_lines_beyond_a_limit_are_told_and_the_others_stay(tmp_path_factory, sizes, limit, ends):
+    path = tmp_path_factory.mktemp("lines") / "in"
+    lines = [json.dumps({"prompt": "x" * size}).encode() for size in sizes]
+    path.write_bytes(b"\n".join(lines) + (b"\n" if lines and ends else b""))
+    found = list(read_lines(path, max_line=limit))
+    assert len(found) == len(sizes)
+    for number, (line, raw) in enumerate(zip(found, lines, strict=True), start=1):
+        if len(raw) > limit:
+            assert isinstance(line, LineError)
+            assert (line.code, line.line) == ("line_too_long", number)
+        else:
+            assert isinstance(line, BatchLine)
+            assert (line.prompt, line.number) == ("x" * (len(raw) - 14), number)
+
+
 def test_the_summary_is_the_files(tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     one.write_bytes(b'{"prompt": "a"}\n')

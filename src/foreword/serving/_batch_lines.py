@@ -61,7 +61,8 @@ def summarise(path: Path) -> BatchSummary:
         BatchFileError: it cannot be read, or holds no request.
     """
     digest, requests = sha256(), 0
-    for _, raw in _raw_lines(path):
+    for _, raw in _raw_lines(path, None):
+        assert raw is not None
         digest.update(raw)
         requests += bool(raw.strip())
     if not requests:
@@ -69,17 +70,21 @@ def summarise(path: Path) -> BatchSummary:
     return BatchSummary(requests, digest.hexdigest())
 
 
-def read_lines(path: Path) -> Iterator[BatchLine | LineError]:
+def read_lines(path: Path, *, max_line: int | None = None) -> Iterator[BatchLine | LineError]:
     """The requests of a batch file in order, read as they are asked for.
 
     A line that cannot be run is yielded as its error, not raised; so is one whose custom_id an
-    earlier line has.
+    earlier line has, and one of more than `max_line` bytes, which is not held in memory.
 
     Raises:
         BatchFileError: the file cannot be read.
     """
     seen: dict[str, int] = {}
-    for number, raw in _raw_lines(path):
+    for number, raw in _raw_lines(path, max_line):
+        if raw is None:
+            message = f"longer than {max_line} bytes: ask for less in one line"
+            yield LineError("line_too_long", message, line=number)
+            continue
         if not raw.strip():
             continue
         try:
@@ -131,10 +136,20 @@ class _BadLineError(Exception):
         self.message = message
 
 
-def _raw_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+def _raw_lines(path: Path, limit: int | None) -> Iterator[tuple[int, bytes | None]]:
+    """Lines with their numbers from 1; None for one that is longer than `limit`."""
+    size = -1 if limit is None else limit + 1
+    number = 0
     try:
         with open(path, "rb") as lines:
-            yield from enumerate(lines, start=1)
+            while raw := lines.readline(size):
+                number += 1
+                if limit is None or len(raw) <= limit or raw.endswith(b"\n"):
+                    yield number, raw
+                    continue
+                while raw and not raw.endswith(b"\n"):
+                    raw = lines.readline(2**20)
+                yield number, None
     except OSError as error:
         raise BatchFileError(f"cannot read {path}: {error.strerror or error}") from error
 

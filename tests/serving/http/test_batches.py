@@ -613,6 +613,19 @@ def test_lines_of_the_server_s_own_limits(new_service, tmp_path):
     assert salts == {("", ""), ("a", ""), ("", "eve")}
 
 
+def test_a_line_is_no_longer_than_a_request_may_be(new_service, tmp_path):
+    data = text([line(1), line(2, prompt="a" * 3000), line(3)])
+
+    async def main():
+        async with running(new_service(max_body=1000), tmp_path) as jobs:
+            return records(jobs, await ended(jobs, await make(jobs, data)))
+
+    found = asyncio.run(main())
+    assert {n: r["error"] and r["error"]["code"] for n, r in found.items()} == {
+        1: None, 2: "line_too_long", 3: None
+    }  # fmt: skip
+
+
 def test_one_tenant_s_batches_are_bounded(new_service, tmp_path, monkeypatch):
     monkeypatch.setattr("foreword.serving.http._batch_jobs.MAX_OPEN", 2)
     monkeypatch.setattr("foreword.serving.http._batch_jobs._KEPT", 3)

@@ -19,6 +19,7 @@ from starlette.testclient import TestClient
 from foreword._errors import ForewordError
 from foreword.serving.http import ApiError, Caller, Keyring, ServerConfig, create_app
 from foreword.serving.http import _disk as disk_module
+from foreword.serving.http import _store as store_module
 from foreword.serving.http._batch_ledger import Ledger
 from foreword.serving.http._store import FileStore
 from foreword.serving.http._upload import receive_upload
@@ -168,6 +169,16 @@ def test_a_quota_holds_for_what_is_there_and_what_comes(keep, tmp_path):
     ann.files.delete(first.id)
     ann.files.create(file=b"", purpose="batch")
     assert len(left_behind(tmp_path)) == 6
+
+
+def test_the_number_of_files_is_bounded(keep, monkeypatch):
+    monkeypatch.setattr(store_module, "MAX_FILES", 2)
+    client = keep()
+    made = [send(client, form(PURPOSE, FILE)) for _ in range(3)]
+    assert [answer.status_code for answer in made] == [200, 200, 400]
+    assert made[2].json()["error"]["code"] == "storage_quota_exceeded"
+    client.delete(f"/v1/files/{made[0].json()['id']}")
+    assert send(client, form(PURPOSE, FILE)).status_code == 200
 
 
 def test_a_full_disk_is_said_and_nothing_is_left(keep, tmp_path, monkeypatch):

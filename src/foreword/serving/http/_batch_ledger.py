@@ -45,15 +45,22 @@ class Ledger:
                 f"cannot keep batches in {root}: {error.strerror}; give --data another directory"
             ) from error
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="foreword-batches")
+        # Long inputs are read apart from it, one at a time: others need threads and memory, too.
+        self.reader = ThreadPoolExecutor(1, thread_name_prefix="foreword-batch-reader")
 
     async def close(self) -> None:
         """Finish what was handed over, and let another server have the directory."""
         await asyncio.to_thread(self.thread.shutdown)
+        await asyncio.to_thread(self.reader.shutdown)
         self.store.close()
 
     async def on_disk(self, work: Callable[[], T]) -> T:
         """What `work` returns or raises, called on the thread."""
         return await asyncio.get_running_loop().run_in_executor(self.thread, work)
+
+    async def read(self, work: Callable[[], T]) -> T:
+        """The same on the thread that reads."""
+        return await asyncio.get_running_loop().run_in_executor(self.reader, work)
 
     async def saved(self, work: Callable[[], T], what: str) -> T:
         """`on_disk` for a caller who waits.

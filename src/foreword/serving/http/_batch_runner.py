@@ -162,7 +162,8 @@ class BatchRunner:
     async def _validate(self, batch: Batch) -> Batch:
         try:
             file = self._ledger.store.get(batch.tenant, batch.input_file_id)
-            summary = await asyncio.to_thread(summarise, self._ledger.store.path(file))
+            path = self._ledger.store.path(file)
+            summary = await self._ledger.read(lambda: summarise(path))
         except ApiError:
             return await self._fail(batch.id, "input_file_missing", "the input file is gone")
         except BatchFileError as error:
@@ -251,6 +252,7 @@ class BatchRunner:
             endpoint=batch.endpoint,
             seats=self._seats,
             disk=self._ledger.thread,
+            reader=self._ledger.reader,
             defaults=BatchDefaults(),
         )
 

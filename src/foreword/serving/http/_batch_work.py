@@ -34,7 +34,7 @@ AT_ONCE = 2
 log = logging.getLogger("foreword.server.batches")
 
 _WINDOW_LINES = 512
-_WINDOW_TOKENS = 2**19
+_WINDOW_TOKENS = 2**17
 _LONGEST_WAIT = 60.0
 _LOOK = 0.05
 _FAULTS = 3
@@ -103,6 +103,7 @@ class BatchWork:
         out: gets the records; used only on `disk`.
         seats: places that the batches of a server share.
         disk: one thread, so that records follow each other whatever is cancelled meanwhile.
+        reader: one thread, so that many batches do not read at the same time.
         defaults: for lines that do not say otherwise.
     """
 
@@ -116,6 +117,7 @@ class BatchWork:
         endpoint: str,
         seats: Seats,
         disk: Executor,
+        reader: Executor,
         defaults: BatchDefaults,
     ) -> None:
         self._service = service
@@ -126,6 +128,7 @@ class BatchWork:
         self._endpoint = endpoint
         self._seats = seats
         self._disk = disk
+        self._reader = reader
         self._defaults = defaults
         self._tasks: set[asyncio.Task[None]] = set()
         self._answers = 0
@@ -143,10 +146,11 @@ class BatchWork:
             BatchFileError: the input cannot be read, or the records cannot be written.
             Halt: the service takes no jobs.
         """
-        lines = read_lines(self._source)
+        loop = asyncio.get_running_loop()
+        lines = self._lines()
         try:
             while not self._halted.is_set():
-                window = await asyncio.to_thread(self._window, lines)
+                window = await loop.run_in_executor(self._reader, self._window, lines)
                 if not window:
                     break
                 for item in window:
@@ -169,7 +173,7 @@ class BatchWork:
         Raises:
             BatchFileError: as `run`.
         """
-        for line in read_lines(self._source):
+        for line in self._lines():
             if isinstance(line, LineError):
                 if line.line not in self._out.finished:
                     self._out.write(_line_error(line))
@@ -177,6 +181,10 @@ class BatchWork:
                 self._out.write(line_refusal(line, ForewordError(message), code="batch_expired"))
 
     # -- reading, in a thread ----------------------------------------------------------------------
+
+    def _lines(self) -> Iterator[BatchLine | LineError]:
+        # A line is a request, and may be as long as the body of one.
+        return read_lines(self._source, max_line=self._service.config.max_body)
 
     def _window(self, lines: Iterator[BatchLine | LineError]) -> list[_Ready | dict[str, Any]]:
         """The next lines that have no record, ready to run, and records of those that cannot."""

@@ -15,6 +15,7 @@ import os
 import secrets
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -30,7 +31,10 @@ try:
 except ImportError:  # Windows: two servers on one directory are not kept apart there
     fcntl = None  # type: ignore[assignment]
 
-_LEAST = 4096  # what a file costs at least, so that a quota bounds their number too
+MAX_FILES = 10_000
+"""Files of one tenant."""
+
+_LEAST = 4096  # what a file costs at least: it has a sidecar
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,7 @@ class FileStore:
         self._mutex = threading.Lock()
         self._files: dict[str, StoredFile] = {}
         self._used: dict[str, int] = {}
+        self._counts: Counter[str] = Counter()
         try:
             self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._lock = os.open(root / "lock", os.O_RDWR | os.O_CREAT, 0o600)
@@ -140,14 +145,13 @@ class FileStore:
         except OSError as error:
             raise disk_error(error, f"the removal of {file.id}") from error
         with self._mutex:
-            if self._files.pop(file.id, None) is not None:
-                self._charge(file.tenant, -_cost(file))
+            self._leave(file.id)
 
     def check_room(self, tenant: str) -> None:
         """Whether the tenant may leave anything more here.
 
         Raises:
-            ApiError: 400, its quota is used up.
+            ApiError: 400, its quota is used up, or it has too many files.
         """
         self.reserve(tenant, 1)
         self.reserve(tenant, -1)
@@ -158,10 +162,16 @@ class FileStore:
         """Set room of a tenant's quota aside; a negative size gives it back.
 
         Raises:
-            ApiError: 400, the quota does not reach.
+            ApiError: 400, the quota does not reach, or there are too many files.
         """
         with self._mutex:
             used = self._used.get(tenant, 0)
+            if size > 0 and self._counts[tenant] >= MAX_FILES:
+                raise ApiError(
+                    400,
+                    f"you have {self._counts[tenant]} files, the limit is {MAX_FILES}: delete some",
+                    code="storage_quota_exceeded",
+                )
             if self.quota is not None and size > 0 and used + size > self.quota:
                 raise ApiError(
                     400,
@@ -176,9 +186,8 @@ class FileStore:
         os.replace(draft, self.path(file))
         write_whole(self._sidecar(file.id), json.dumps(asdict(file)).encode())
         with self._mutex:
-            before = self._files.get(file.id)
-            self._files[file.id] = file
-            self._charge(file.tenant, _cost(file) - (_cost(before) if before else 0))
+            self._leave(file.id)
+            self._enter(file)
 
     def discard(self, file_id: str, draft: Path) -> None:
         """Remove what a draft that failed has left; a file of that id stays if it has a sidecar."""
@@ -193,6 +202,17 @@ class FileStore:
         return self._directory / f"draft-{file_id}"
 
     # ----------------------------------------------------------------------------------------------
+
+    def _enter(self, file: StoredFile) -> None:
+        self._files[file.id] = file
+        self._counts[file.tenant] += 1
+        self._charge(file.tenant, _cost(file))
+
+    def _leave(self, file_id: str) -> None:
+        file = self._files.pop(file_id, None)
+        if file is not None:
+            self._counts[file.tenant] -= 1
+            self._charge(file.tenant, -_cost(file))
 
     def _charge(self, tenant: str, size: int) -> None:
         used = self._used.get(tenant, 0) + size
@@ -224,8 +244,7 @@ class FileStore:
             except (OSError, ValueError, TypeError):
                 continue  # not ours: left alone
             if self.path(file).is_file() and path == self._sidecar(file.id):
-                self._files[file.id] = file
-                self._charge(file.tenant, _cost(file))
+                self._enter(file)
         for path in self._directory.iterdir():
             orphan = path.name.startswith("file-") and not path.suffix
             if path.name.startswith("draft-") or (orphan and path.name not in self._files):
