@@ -7,7 +7,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from foreword.serving._records import completion_body
-from foreword.serving.http._answers import answer
+from foreword.serving.http._answers import TIMEOUT, answer
 from foreword.serving.http._body import read_json
 from foreword.serving.http._operations import Answer, Operation
 from foreword.serving.http._prepare import prepare_completion
@@ -27,6 +27,7 @@ OPERATIONS = (
             Answer("", CompletionChunk, media="text/event-stream"),
         ),
         errors=(404, 429, 504),
+        parameters=(TIMEOUT,),
         body=CompletionRequest,
     ),
 )

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from importlib import import_module
-from importlib.util import find_spec
 from typing import Any
 
 from pydantic import BaseModel
@@ -19,8 +17,19 @@ from starlette.routing import Route
 
 from foreword import __version__
 from foreword.serving.http import _access as access
+from foreword.serving.http import (
+    _batches,
+    _chat_completions,
+    _completions,
+    _files,
+    _live,
+    _metrics_route,
+    _models,
+    _status,
+    _tokens,
+)
 from foreword.serving.http._operations import Answer, Operation
-from foreword.serving.http._schemas_answers import ErrorBody, Health, Load, Ready, Version
+from foreword.serving.http._schemas_answers import ErrorBody
 from foreword.serving.http._service import Service
 
 OPERATIONS = (
@@ -31,27 +40,8 @@ OPERATIONS = (
         "server",
         (Answer("An OpenAPI 3.1 document.", schema={"type": "object"}),),
     ),
-    Operation(
-        "get", "/health", "Whether the server lives", "server", (Answer("It does.", Health),)
-    ),
-    Operation(
-        "get", "/ready", "Whether the server takes work", "server", (Answer("It does.", Ready),)
-    ),
-    Operation("get", "/version", "Its version", "server", (Answer("The version.", Version),)),
-    Operation("get", "/load", "How busy it is", "server", (Answer("Answers.", Load),)),
 )
 
-_AREAS = (
-    "_completions",
-    "_chat_completions",
-    "_models",
-    "_tokens",
-    "_files",
-    "_batches",
-    "_metrics_route",
-    "_live_schemas",
-    "_openapi",
-)
 _REFERENCE = "#/components/schemas/{model}"
 _EVERYWHERE = (403, 415, 421, 500, 503)
 _WITH_BODY = (400, 408, 413)
@@ -88,12 +78,18 @@ async def _openapi(request: Request) -> Response:
 
 def operations() -> list[Operation]:
     """What every area says of its routes."""
-    found: list[Operation] = []
-    for area in _AREAS:
-        name = f"foreword.serving.http.{area}"
-        if find_spec(name) is not None:  # areas are being written
-            found += getattr(import_module(name), "OPERATIONS", ())
-    return found
+    areas = (
+        _completions,
+        _chat_completions,
+        _models,
+        _tokens,
+        _files,
+        _batches,
+        _live,
+        _metrics_route,
+        _status,
+    )
+    return [one for area in areas for one in area.OPERATIONS] + list(OPERATIONS)
 
 
 def document(service: Service, operations: Iterable[Operation]) -> dict[str, Any]:

@@ -208,26 +208,3 @@ class Detokenized(Exact):
     """Answer of POST /detokenize."""
 
     prompt: str
-
-
-class Health(Exact):
-    """Nothing: the status says it."""
-
-
-class Ready(Exact):
-    """Answer of GET /ready; of a server that is not, an error says why."""
-
-    state: Literal["ready"]
-
-
-class Version(Exact):
-    """Answer of GET /version."""
-
-    version: str
-
-
-class Load(Exact):
-    """Answer of GET /load."""
-
-    running: Count = Field(description="Answers that are being written.")
-    waiting: Count = Field(description="Answers that wait for a seat.")
