@@ -10,10 +10,19 @@ from contextlib import aclosing
 from typing import Any
 
 import pytest
+from starlette.testclient import TestClient
 
 from foreword._errors import ForewordError, PromptError
 from foreword.engine import AsyncLLM, Chunk, Result
-from foreword.serving.http import ApiError, Caller, Keyring, Limits, ServerConfig, Service
+from foreword.serving.http import (
+    ApiError,
+    Caller,
+    Keyring,
+    Limits,
+    ServerConfig,
+    Service,
+    create_app,
+)
 from foreword.serving.http._service import seconds_asked
 from tests.serving.http.services import (
     ALICE,
@@ -308,6 +317,28 @@ def test_what_is_written_counts_against_the_minute(llm: AsyncLLM) -> None:
         await whole(service, job([1, 2, 3]), caller)
 
     asyncio.run(main())
+
+
+def test_over_http_a_limit_says_when_to_come_back(llm: AsyncLLM) -> None:
+    key = "alice-0123456789abcdef"
+    limits = {"requests_per_minute": 1}
+    keys = Keyring.of([{"key": key, "tenant": "alice", "limits": limits}])
+    service = Service.of(llm, keys=keys)
+    with TestClient(create_app(service), base_url="http://localhost") as client:
+        client.headers["Authorization"] = f"Bearer {key}"
+        body = {"model": "nano", "prompt": PROMPT, "max_tokens": 1}
+        assert client.post("/v1/completions", json=body).status_code == 200
+        for sent in (body, {**body, "stream": True}, {"no": "sense"}):  # it is not even read
+            answer = client.post("/v1/completions", json=sent)
+            assert answer.status_code == 429
+            assert answer.json()["error"]["type"] == "rate_limit_error"
+            assert answer.json()["error"]["code"] == "requests_per_minute"
+            seconds = int(answer.headers["Retry-After"])
+            assert 0 < int(answer.headers["retry-after-ms"]) <= 1000 * seconds <= 61_000
+        assert client.get("/v1/models").status_code == 200
+    labels = {"tenant": "alice", "status": "429", "reason": "requests_per_minute"}
+    refused = next(iter(service.metrics._refused.collect())).samples
+    assert [s.value for s in refused if s.labels == labels and s.name.endswith("_total")] == [3]
 
 
 def test_a_keyring_of_several_tenants_shares_the_line(llm: AsyncLLM) -> None:

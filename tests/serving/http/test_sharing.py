@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import random
 
+from starlette.testclient import TestClient
+
 from foreword.engine import AsyncLLM, Engine
-from foreword.serving.http import Caller
+from foreword.serving.http import Caller, Keyring, Service, create_app
 from tests.serving.http.services import (
     ALICE,
     PROMPT,
@@ -91,3 +93,30 @@ def test_where_an_operator_shares_a_prefix_everybody_meets_just_there(
         await assert_nothing_left(service)
 
     asyncio.run(main())
+
+
+def test_over_http_a_tenant_is_told_of_its_own_cache_only(llm: AsyncLLM) -> None:
+    keys = {name: f"{name}-0123456789abcdef" for name in ("alice", "bob")}
+    service = Service.of(
+        llm, keys=Keyring.of([{"key": key, "tenant": name} for name, key in keys.items()])
+    )
+    text = "Once upon a time there was a little girl who lived in a house by the sea."
+    with TestClient(create_app(service), base_url="http://localhost") as client:
+
+        def cached(name: str, **fields: str) -> int:
+            answer = client.post(
+                "/v1/completions",
+                json={"model": "nano", "prompt": text, "max_tokens": 2, **fields},
+                headers={"Authorization": f"Bearer {keys[name]}"},
+            )
+            told = answer.json()["usage"]["prompt_tokens_details"]["cached_tokens"]
+            assert isinstance(told, int)
+            return told
+
+        assert cached("alice") == 0
+        assert cached("bob") == 0
+        assert cached("alice") > 5
+        assert cached("bob") > 5
+        assert cached("bob", cache_salt="x") == 0
+        # The header names the tenant, whatever the body says.
+        assert cached("bob", cache_salt="y", user="alice") == 0
