@@ -16,8 +16,9 @@ from foreword.serving._errors import BatchFileError
 from foreword.serving._result_file import ResultFile
 from foreword.serving.http._batch_files import publish
 from foreword.serving.http._batch_ledger import Ledger
+from foreword.serving.http._batch_seats import Seats
 from foreword.serving.http._batch_state import Batch, Ending
-from foreword.serving.http._batch_work import AT_ONCE, BatchWork, Halt, Seats
+from foreword.serving.http._batch_work import AT_ONCE, BatchWork, Halt
 from foreword.serving.http._disk import is_full
 from foreword.serving.http._errors import ApiError
 from foreword.serving.http._keys import Caller

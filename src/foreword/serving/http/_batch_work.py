@@ -6,7 +6,6 @@ import asyncio
 import logging
 import random
 from array import array
-from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from contextlib import aclosing
@@ -22,6 +21,7 @@ from foreword.serving._batch_run import BatchDefaults, line_params
 from foreword.serving._errors import LineError
 from foreword.serving._records import error_record
 from foreword.serving._result_file import ResultFile
+from foreword.serving.http._batch_seats import Seats
 from foreword.serving.http._errors import ApiError
 from foreword.serving.http._keys import Caller
 from foreword.serving.http._prepare import check_model
@@ -42,45 +42,6 @@ _FAULTS = 3
 
 class Halt(Exception):  # noqa: N818 - not a fault: the server goes down, or is not up yet
     """No line is answered for now; what is recorded stays, the rest is for later."""
-
-
-class Seats:
-    """Places that are given out in the order in which they were asked for."""
-
-    def __init__(self, total: int) -> None:
-        self.total = total
-        self._free = total
-        self._line: deque[tuple[int, asyncio.Future[None]]] = deque()
-
-    async def take(self, count: int) -> None:
-        """Wait for so many places; more than there are means all of them."""
-        count = min(count, self.total)
-        if not self._line and count <= self._free:
-            self._free -= count
-            return
-        place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._line.append((count, place))
-        try:
-            await place
-        except asyncio.CancelledError:
-            if place.done() and not place.cancelled():
-                self.give(count)  # it came at the same moment
-            else:
-                self._line.remove((count, place))
-                self._serve()
-            raise
-
-    def give(self, count: int) -> None:
-        """Give back what was taken."""
-        self._free += min(count, self.total)
-        self._serve()
-
-    def _serve(self) -> None:
-        while self._line and self._line[0][0] <= self._free:
-            count, place = self._line.popleft()
-            if not place.done():
-                self._free -= count
-                place.set_result(None)
 
 
 @dataclass(frozen=True)
