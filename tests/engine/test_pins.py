@@ -175,6 +175,51 @@ def test_a_private_pin_without_public_ones(engine):
     assert [r.cached_tokens for r in _run(engine, *asked)] == [45, 0, 0]
 
 
+def test_private_pins_follow_when_public_ones_come_and_go(engine, expected):
+    mine = HEAD[:10] + _text(5, 30)
+    _pin(engine, "mine", mine, public=False, salt="ann")
+    for name, tokens, wall in (
+        ("system", HEAD, 10),
+        ("longer", mine[:20], 20),
+        ("whole", mine, 40),
+    ):
+        _pin(engine, name, tokens)
+        engine.tree.evict(10**9)
+        computed = engine.counters.computed_prompt_tokens
+        results = _run(engine, ([*mine, 3], "ann"), ([*mine, 3], "bob"))
+        assert [r.cached_tokens for r in results] == [40, wall]
+        assert engine.counters.computed_prompt_tokens - computed == 1 + 41 - wall
+        assert {r.outputs[0].token_ids for r in results} == {expected(SHAPE, [*mine, 3], 6)}
+    for name in ("longer", "whole", "system"):
+        engine.unpin(name)
+        engine.tree.evict(10**9)
+        assert [r.cached_tokens for r in _run(engine, ([*mine, 4], "ann"))] == [40]
+    engine.unpin("mine")
+    engine.tree.evict(10**9)
+    assert engine.tree.num_tokens == 0
+
+
+def test_a_private_pin_stays_where_it_is_if_it_cannot_move(loaded_model):
+    """No room for a second copy; and then a request in line that counts on the first one."""
+    engine = LLM(loaded_model(SHAPE), kv_memory=TOKEN_BYTES * PAGE * 31, debug=True).engine
+    mine = _text(6, 130)
+    _pin(engine, "mine", mine, public=False, salt="ann")
+    _pin(engine, "first", mine[:3])
+    assert engine.pins["mine"].namespace.salt == "ann"
+    engine.unpin("first")
+    engine.unpin("mine")
+    mine = mine[:90]
+    _pin(engine, "mine", mine, public=False, salt="ann")
+    _run(engine, (mine[:3], ""), new=1)
+    request = engine.add(mine, SamplingParams(max_tokens=120), salt="ann")
+    engine.pin("first", mine[:3])
+    assert engine.pins["mine"].namespace.salt == "ann"
+    while engine.has_work:
+        engine.step()
+    assert len(request.result(0).outputs[0].token_ids) == 120
+    assert engine.pinned_tokens == 93
+
+
 def test_preempted_with_walls(loaded_model, expected):
     """Little memory: answers behind walls are sent back in line, and none loses a token."""
     engine = LLM(loaded_model(SHAPE), kv_memory=TOKEN_BYTES * PAGE * 30, debug=True).engine
@@ -291,7 +336,7 @@ def test_a_pin_leaves_room_for_those_in_line(loaded_model):
     long = _text(3, 100)
     _run(engine, (long, ""), new=1)
     request = engine.add(_text(4, 100), SamplingParams(max_tokens=80), salt="ann")
-    with pytest.raises(PromptError, match="request in line may take 180 tokens"):
+    with pytest.raises(PromptError, match="a request in line would not fit beside 100 pinned"):
         engine.pin("long", long)
     assert not engine.pins
     engine.abort(request)

@@ -169,7 +169,7 @@ def test_larger_than_the_cache_or_the_context(llm, file, loaded_model):
     assert small.engine.tree.num_tokens == short.engine.tree.num_tokens == 0
     tight = LLM(loaded_model(SHAPE), kv_memory=TOKEN_BYTES * 8 * 11, debug=True)
     tight.engine.add([1] * 30, SamplingParams(max_tokens=40))
-    with pytest.raises(PromptError, match="request in line"):
+    with pytest.raises(PromptError, match="request in line would not fit"):
         tight.load_pin(file)
     assert not tight.engine.pins
 

@@ -24,8 +24,10 @@ if TYPE_CHECKING:
     from os import PathLike
     from pathlib import Path
 
+    from torch import Tensor
+
     from foreword.admission import Desk
-    from foreword.cache import KVPool, Namespace, PrefixTree
+    from foreword.cache import KVPool, Lease, Namespace, PrefixTree
     from foreword.engine._config import EngineConfig
     from foreword.engine._pins import Pin, Pins
     from foreword.engine._sequence import Sequence
@@ -64,8 +66,9 @@ class Pinning:
 
         Requests of every salt use a `public` one, as far as their prompts agree with it; behind
         that they share with nobody but their own. One that is not public serves the requests of
-        `salt`. Later requests find what earlier ones left behind only while the same public pins
-        stand: to take or drop one costs each tenant the computing of its prefixes once. O(tokens).
+        `salt`. Where the walls are depends on the public pins, so each tenant computes what it had
+        in the cache once more after one was taken or dropped; private pins move along, for a copy
+        of their keys and values. O(tokens), and O(tokens * requests in line) when memory is tight.
 
         Raises:
             ParameterError: a name that is taken or cannot name a file, a public pin with a salt,
@@ -78,7 +81,14 @@ class Pinning:
         ground = self._pins.ground(tokens, salt)
         namespace = replace(self._namespace, salt=ground.salt)
         pin = self._pins.take(name, tokens, ground, namespace, public=public, salt=salt)
-        self._keep_promises(pin)
+        if not self._promises_kept():
+            self._pins.drop(name)
+            raise PromptError(
+                f"cannot pin {name!r}: a request in line would not fit beside {len(tokens)} pinned "
+                f"tokens in a cache of {self.capacity}: wait for it, or give more kv_memory"
+            )
+        if public:
+            self._move_private()
         return pin
 
     def unpin(self, name: str) -> None:
@@ -87,7 +97,10 @@ class Pinning:
         Raises:
             ParameterError: no such pin.
         """
+        public = self._pins.get(name).public
         self._pins.drop(name)
+        if public:
+            self._move_private()
 
     def unpin_all(self) -> None:
         """Let all pinned prefixes go."""
@@ -132,7 +145,7 @@ class Pinning:
         ground = self._pins.ground(tokens, salt)
         namespace = replace(self._namespace, salt=ground.salt)
         try:
-            lease = self.tree.acquire(namespace, ground.path(tokens))
+            lease = self._fill(namespace, ground.path(tokens), saved.kv)
         except OutOfPages as error:
             least = len(tokens) * self.pool.bytes_per_token
             raise SavedPrefixError(
@@ -142,10 +155,6 @@ class Pinning:
                 f"{least} bytes"
             ) from error
         try:
-            for node in self.tree.path(lease):
-                if node.pending:
-                    write_kv(self.pool, node, saved.kv)
-                    self.tree.commit(node, len(node.tokens))
             return self.pin(saved.name, tokens, public=saved.public, salt=salt)
         finally:
             self.tree.release(lease)
@@ -174,13 +183,44 @@ class Pinning:
         if not self.config.share:
             raise ParameterError("this engine shares nothing (share=False): a pin would be idle")
 
-    def _keep_promises(self, pin: Pin) -> None:
-        """Take a pin back that leaves no room for a request that was let in before."""
-        for sequence in (*self._desk.running, *self._desk.waiting.values()):
-            if not self._pins.fits(sequence.namespace, sequence.tokens, sequence.max_length):
-                self._pins.drop(pin.name)
-                raise PromptError(
-                    f"cannot pin {pin.name!r}: a request in line may take {sequence.max_length} "
-                    f"tokens and would not fit beside {pin.length} pinned ones in a cache of "
-                    f"{self.capacity}: wait for it, or give more kv_memory"
-                )
+    def _fill(self, namespace: Namespace, path: list[int], kv: Tensor) -> Lease:
+        """Lease a path; what is not computed of it is written from `kv`, that of the whole path.
+
+        Raises:
+            OutOfPages: it does not fit; nothing has changed.
+        """
+        lease = self.tree.acquire(namespace, path)
+        for node in self.tree.path(lease):
+            if node.pending:
+                write_kv(self.pool, node, kv)
+                self.tree.commit(node, len(node.tokens))
+        return lease
+
+    def _move_private(self) -> None:
+        """Let private pins follow their salts' requests, which go where the public pins send them.
+
+        One that has no room to move, or would break a promise there, stays idle where it is.
+        """
+        for pin in list(self._pins.by_name.values()):
+            ground = self._pins.ground(pin.tokens, pin.salt)
+            namespace, path = replace(self._namespace, salt=ground.salt), ground.path(pin.tokens)
+            if (namespace, path) == (pin.namespace, pin.path):
+                continue
+            kv = read_kv(self.pool, self.tree.path(pin.lease))
+            try:
+                lease = self._fill(namespace, path, kv)
+            except OutOfPages:
+                continue
+            moved = replace(pin, namespace=namespace, path=path, lease=lease)
+            self._pins.put(moved)
+            if not self._promises_kept():
+                self._pins.put(pin)
+                pin, moved = moved, pin
+            self.tree.release(pin.lease)
+
+    def _promises_kept(self) -> bool:
+        """Whether everybody who was let in would still fit if alone with the pins."""
+        return all(
+            self._pins.fits(sequence.namespace, sequence.tokens, sequence.max_length)
+            for sequence in (*self._desk.running, *self._desk.waiting.values())
+        )

@@ -146,9 +146,13 @@ class Pins:
             )
         lease = self._tree.acquire(namespace, path)
         pin = Pin(name, tuple(tokens), public, salt, namespace, path, lease)
-        self._pins[name] = pin
-        self._count()
+        self.put(pin)
         return pin
+
+    def put(self, pin: Pin) -> None:
+        """Keep a pin by its name, in place of another; neither's lease is touched."""
+        self._pins[pin.name] = pin
+        self._count()
 
     def drop(self, name: str) -> None:
         """Let a pin go; what it held stays until it is evicted.
