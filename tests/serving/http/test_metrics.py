@@ -148,6 +148,7 @@ def test_times_are_in_the_order_in_which_things_happen(llm: AsyncLLM) -> None:
 def test_gauges_are_those_of_the_moment(llm: AsyncLLM) -> None:
     async def main() -> None:
         service = await fresh(llm)
+        await answer(service, "alice", [9] * 40, max_tokens=1)  # it stays in the cache
         params = SamplingParams(max_tokens=400, ignore_eos=True, n=3)
         job = Job((PROMPT,), (params,))
         idle = page(service)
@@ -163,13 +164,15 @@ def test_gauges_are_those_of_the_moment(llm: AsyncLLM) -> None:
             assert 0 < busy("vllm:kv_cache_usage_perc") < 1
             pages = {dict(k)["state"]: v for k, v in busy.all("foreword_cache_pages").items()}
             total = sum(pages.values())
+            assert pages["kept"] >= 5
             assert pages["held"] / total == busy("vllm:kv_cache_usage_perc")
         await llm.run(lambda engine: None)  # the abort went before it
         idle = page(service)
         assert idle("vllm:num_requests_running") == 0
         assert idle("foreword_tree_leases") == 0
         assert idle("foreword_tenant_answers_running", tenant="alice") == 0
-        assert idle("foreword_tree_tokens") >= 30
+        assert idle("vllm:kv_cache_usage_perc") == 0
+        assert idle("foreword_tree_tokens") >= 70
         assert sum(idle.all("foreword_cache_pages").values()) == total
 
     asyncio.run(main())
