@@ -149,6 +149,16 @@ def test_a_stop_text_ends_whole_and_streamed_answers_alike(client):
     assert (texts, reasons) == ({0: whole["text"]}, {0: "stop"})
 
 
+def test_a_stop_token_without_a_text_still_ends_a_stream(client, llm):
+    wanted = {"prompt": HEAD, "max_tokens": 12, "temperature": 0}
+    params = SamplingParams(max_tokens=12, temperature=0)
+    ids = asyncio.run(llm.generate(HEAD, params)).outputs[0].token_ids
+    wanted["stop_token_ids"] = [ids[4]]
+    whole = complete(client, **wanted)["choices"][0]
+    texts, reasons = put_together(stream(client, "/v1/completions", **wanted))
+    assert (texts, reasons) == ({0: whole["text"]}, {0: "stop"})
+
+
 def test_usage_in_a_stream(client):
     wanted = {"prompt": HEAD, "max_tokens": 4, "n": 2}
     plain = stream(client, "/v1/completions", **wanted)
