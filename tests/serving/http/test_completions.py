@@ -12,7 +12,7 @@ from foreword._errors import ParameterError
 from foreword.engine import Chunk, Result, SamplingParams, TokenLogprob, from_openai
 from foreword.serving._logprobs import CompletionLogprobs, chat_logprobs
 from foreword.serving.http import ApiError, Caller, Keyring, Limits, ServerConfig, create_app
-from foreword.serving.http._prepare import prepare_chat
+from foreword.serving.http._prepare import prepare_chat, prepare_completion
 from foreword.serving.http._refusals import parse
 from foreword.serving.http._schemas import ChatRequest, CompletionRequest
 from foreword.serving.http._schemas_answers import (
@@ -362,6 +362,24 @@ def test_a_tenant_s_longest_answer(make_service):
         assert complete(client, prompt=HEAD, max_tokens=6)["usage"]["completion_tokens"] == 6
         assert complete(client, prompt=HEAD)["usage"]["completion_tokens"] == 6
         assert chat(client)["usage"]["completion_tokens"] <= 6
+
+
+def test_the_caller_s_own_time_limit(client):
+    long = {"prompt": HEAD, "max_tokens": 4000, "ignore_eos": True}
+    response = client.post("/v1/completions", json=long, headers={"x-request-timeout": "0.05"})
+    assert response.status_code == 504
+    assert response.json()["error"]["code"] == "timeout"
+    response = client.post("/v1/completions", json=long, headers={"x-request-timeout": "soon"})
+    assert response.status_code == 400
+
+
+def test_what_a_job_takes_from_its_body(service):
+    body = parse(CompletionRequest, {"prompt": HEAD, "user": "u", "cache_salt": "s", "top_k": 5})
+    job = asyncio.run(prepare_completion(service, Caller(), body)).job
+    assert (job.user, job.cache_salt) == ("u", "s")
+    assert job.params[0].top_k == 5
+    assert job.params[0].max_tokens == 16
+    assert job.params[0].temperature == 1
 
 
 # -- errors of the engine --------------------------------------------------------------------------
