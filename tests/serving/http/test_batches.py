@@ -177,6 +177,34 @@ def test_a_full_server_makes_lines_wait_and_fail_only_for_good(new_service, tmp_
     assert asyncio.run(main()) == {1: None, 2: "too_much", 3: None, 4: "engine_error", 5: None}
 
 
+def test_who_is_sent_away_leaves_the_seats_to_others(new_service, tmp_path):
+    later = ApiError(429, "later", code="requests_per_minute", headers={"Retry-After": "60"})
+
+    keys = Keyring.of([{"key": name * 20, "tenant": name} for name in ("ann", "bob")])
+
+    async def main():
+        service = new_service(keys)
+        real, refused = service.answer, []
+
+        async def answer(caller, job):
+            if job.prompts[0][0] == 1:
+                refused.append(job)
+                raise later
+            async for item in real(caller, job):
+                yield item
+
+        service.answer = answer
+        async with running(service, tmp_path) as jobs:
+            waits = await make(jobs, text([line(i, prompt=[1, i]) for i in range(1, 101)]), "ann")
+            await until(lambda: refused)
+            done = await ended(jobs, await make(jobs, tenant="bob"), "bob")
+            assert (done.status, done.completed) == ("completed", 7)
+            assert jobs.get("ann", waits.id).status == "in_progress"
+            return len(refused)
+
+    assert asyncio.run(main()) <= 32
+
+
 def test_lines_take_seats_and_no_places_in_line(new_service, tmp_path):
     async def main():
         service = new_service()

@@ -107,6 +107,7 @@ class BatchRunner:
 
     async def _run(self, batch: Batch) -> None:
         """Bring a batch to its end, however long that takes."""
+        known = ""
         try:
             while not self._stopping.is_set():
                 try:
@@ -115,7 +116,9 @@ class BatchRunner:
                         return
                 except Pause as pause:
                     self.pauses[batch.id] = pause
-                    log.warning("batch %s waits: %s", batch.id, pause)
+                    if pause.code != known:  # not each time it is tried
+                        log.warning("batch %s waits: %s", batch.id, pause)
+                    known = pause.code
                 except Halt:
                     pass
                 await self._rest()

@@ -93,6 +93,7 @@ class BatchWork:
         self._defaults = defaults
         self._tasks: set[asyncio.Task[None]] = set()
         self._answers = 0
+        self._away: set[asyncio.Task[None]] = set()  # lines that were sent away for a while
         self._failure: BaseException | None = None
         self._halted = asyncio.Event()
 
@@ -223,20 +224,25 @@ class BatchWork:
         """Wait for a free seat, so as to take no place in line from those who wait for an answer.
 
         One line is fed whatever the others do: a batch goes on slowly on a server that is always
-        full. A tenant's batches leave half of what it may have at one time to its other requests.
+        full, but feeds nothing while a line of its own was sent away. A tenant's batches leave half
+        of what it may have at one time to its other requests.
         """
         limit = self._caller.limits.concurrent
         most = self._seats.total if limit is None else max(1, limit // (2 * AT_ONCE))
         gate, seats = self._service.gate, self._service.llm.max_batch
         while self._tasks and not self._halted.is_set():
-            if self._answers + answers <= most and gate.answers + answers <= seats:
+            fits = self._answers + answers <= most and gate.answers + answers <= seats
+            if fits and not self._away:
                 return
             await asyncio.wait(self._tasks, timeout=_LOOK, return_when=asyncio.FIRST_COMPLETED)
 
     def _ended(self, task: asyncio.Task[None], seats: int) -> None:
         self._answers -= seats
         self._tasks.discard(task)
-        self._seats.give(seats)
+        if task in self._away:
+            self._away.discard(task)
+        else:
+            self._seats.give(seats)
         if task.cancelled() or task.exception() is None:
             return
         self._halted.set()
@@ -262,7 +268,7 @@ class BatchWork:
                 if self._service.state != "ready":
                     raise Halt from error
                 if _full(error):
-                    await self._wait(error)
+                    await self._stay_away(error, item.job.answers)
                     continue
                 if error.status == 504 and not started:
                     continue  # its time ran out in line, which is not its fault
@@ -293,8 +299,18 @@ class BatchWork:
                 begins()
         raise ForewordError("the engine was closed before the answer was complete")
 
+    async def _stay_away(self, error: ApiError, seats: int) -> None:
+        """Leave the seats to other batches for as long as the server says."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._away.add(task)
+        self._seats.give(seats)
+        await self._wait(error)
+        await self._seats.take(seats)
+        self._away.discard(task)
+
     async def _wait(self, error: ApiError) -> None:
-        """Stay away for as long as the server says, and not all lines for equally long."""
+        """The time that the server says, and not for all lines the same."""
         try:
             seconds = float(error.headers.get("Retry-After", "1"))
         except ValueError:
