@@ -21,6 +21,7 @@ from starlette.types import Receive, Scope, Send
 
 from foreword._errors import ForewordError
 from foreword.serving.http._errors import ApiError
+from foreword.serving.http._live_schemas import OPERATIONS as OPERATIONS
 from foreword.serving.http._live_state import Look, Observer, decoder, describe
 from foreword.serving.http._service import Service
 
