@@ -6,7 +6,7 @@ import asyncio
 import json
 import logging
 from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from typing import Any
 
 from starlette.requests import Request
@@ -74,8 +74,8 @@ class EventStream(Response):
                 await writer.write(event(self._told(error)))
             finally:
                 beating.cancel()
-                with suppress(asyncio.CancelledError):
-                    await beating
+                # Its end is no error; being cancelled meanwhile still is.
+                await asyncio.gather(beating, return_exceptions=True)
             await writer.write(DONE, last=True)
 
     def _told(self, error: Exception) -> dict[str, Any]:
