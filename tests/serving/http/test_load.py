@@ -45,8 +45,9 @@ def test_too_many_requests_are_answered_whole_or_refused_with_a_time(
 
 
 def test_clients_that_vanish_leave_nothing_behind(live_server: LiveServer) -> None:
-    """Beside them patient clients are answered, each with its own prompt in front."""
-    settings = replace(LOAD, url=live_server.url, requests=12)
+    """Beside them patient clients are answered: each with its own prompt and with its own token."""
+    marked = {"checks": ("echo", "marks"), "marks": 4, "vocab": 4000}
+    settings = replace(LOAD, url=live_server.url, requests=12, **marked)
     plan = make_plan(settings, 20)
 
     async def both() -> list[str]:
