@@ -13,10 +13,11 @@ import pytest
 from starlette.testclient import TestClient
 
 from foreword._errors import ForewordError, PromptError
-from foreword.engine import AsyncLLM, Chunk, Result
+from foreword.engine import AsyncLLM, Chunk, Result, SamplingParams
 from foreword.serving.http import (
     ApiError,
     Caller,
+    Job,
     Keyring,
     Limits,
     ServerConfig,
@@ -73,6 +74,19 @@ def test_places_are_given_back_as_answers_start_and_end(llm: AsyncLLM) -> None:
                     assert sum(load) <= 2
         assert seen >= {(0, 4), (0, 2), (0, 0)}
         assert max(sum(load) for load in seen) == 4
+
+    asyncio.run(main())
+
+
+def test_a_prompt_that_is_only_scored_leaves_nothing_either(llm: AsyncLLM) -> None:
+    async def main() -> None:
+        service = await fresh(llm)
+        params = SamplingParams(max_tokens=0, prompt_logprobs=1)
+        (result,) = results(await whole(service, Job((PROMPT,), (params,))))
+        assert result.prompt_logprobs is not None
+        assert len(result.prompt_logprobs) == len(PROMPT)
+        await assert_nothing_left(service)
+        assert ends(service) == {"length": 1}
 
     asyncio.run(main())
 

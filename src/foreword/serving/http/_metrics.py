@@ -177,7 +177,7 @@ class Metrics:
         if timing.ended is not None:
             decode = timing.ended - timing.first_token
             self._decode.observe(decode)
-            longest = max(len(output.token_ids) for output in result.outputs)
+            longest = max((len(output.token_ids) for output in result.outputs), default=0)
             if longest > 1:
                 self._pace.observe(decode / (longest - 1))
 
