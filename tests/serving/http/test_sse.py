@@ -121,9 +121,9 @@ def test_a_client_that_leaves_closes_the_generator(before):
 
         with pytest.raises(ClientDisconnect):
             await asyncio.wait_for(wire.run(values()), 30)
+        return list(closed)  # the loop closes what is left when it ends itself
 
-    asyncio.run(main())
-    assert closed == [True]
+    assert asyncio.run(main()) == [True]
 
 
 def test_a_client_that_leaves_in_the_middle_of_a_send_closes_the_generator():
@@ -146,8 +146,9 @@ def test_a_client_that_leaves_in_the_middle_of_a_send_closes_the_generator():
             finally:
                 closed.append(True)
 
+        held = values()  # so that nothing but the response closes it
         with pytest.raises(ClientDisconnect):
-            await asyncio.wait_for(wire.run(values()), 30)
+            await asyncio.wait_for(wire.run(held), 30)
+        return list(closed)  # the loop closes what is left when it ends itself
 
-    asyncio.run(main())
-    assert closed == [True]
+    assert asyncio.run(main()) == [True]
