@@ -224,15 +224,13 @@ class BatchWork:
         """Wait for a free seat, so as to take no place in line from those who wait for an answer.
 
         One line is fed whatever the others do: a batch goes on slowly on a server that is always
-        full, but feeds nothing while a line of its own was sent away. A tenant's batches leave half
-        of what it may have at one time to its other requests.
+        full. A tenant's batches leave half of what it may have at one time to its other requests.
         """
         limit = self._caller.limits.concurrent
         most = self._seats.total if limit is None else max(1, limit // (2 * AT_ONCE))
         gate, seats = self._service.gate, self._service.llm.max_batch
         while self._tasks and not self._halted.is_set():
-            fits = self._answers + answers <= most and gate.answers + answers <= seats
-            if fits and not self._away:
+            if self._answers + answers <= most and gate.answers + answers <= seats:
                 return
             await asyncio.wait(self._tasks, timeout=_LOOK, return_when=asyncio.FIRST_COMPLETED)
 
