@@ -151,6 +151,7 @@ def test_headers_of_every_answer(call: Callable[..., TestClient], path: str) -> 
         ("127.0.0.1", (), "evil.example", 421),
         ("127.0.0.1", (), "localhost.evil.example", 421),
         ("127.0.0.1", (), "evil.example:localhost", 421),
+        ("127.0.0.1", (), "localhost:evil.example", 421),
         ("127.0.0.1", (), "", 421),
         ("127.0.0.1", ("api.example",), "api.example:443", 200),
         ("127.0.0.1", ("api.example",), "localhost", 421),

@@ -70,7 +70,9 @@ class Line:
         """The status of the next answer of /health, read to its end."""
         found = b""
         while not found.endswith(b"\r\n\r\n{}"):
-            found += self.socket.recv(65536)
+            piece = self.socket.recv(65536)
+            assert piece, f"the server hung up after {found!r}"
+            found += piece
         return _parse(found).status
 
     def answer(self) -> Answer:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -68,9 +69,14 @@ def _idle(llm: AsyncLLM) -> bool:
 
 
 def test_draining_lets_what_runs_end_and_refuses_what_comes(
-    held: Held, make_service: Callable[..., Service], start_server: Callable[..., LiveServer]
+    held: Held,
+    make_service: Callable[..., Service],
+    start_server: Callable[..., LiveServer],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     live = start_server(make_service())
+    aborted: list[str] = []
+    monkeypatch.setattr(live.service.llm, "abort_all", aborted.append)
     assert httpx.get(f"{live.url}/ready").status_code == 200
     with _stream(f"{live.url}/held") as (first, rest):
         live.server.stop()
@@ -84,6 +90,7 @@ def test_draining_lets_what_runs_end_and_refuses_what_comes(
         assert httpx.get(f"{live.url}/health").status_code == 200
         held.go_on.set()
         assert first + b"".join(rest) == b"one,two"
+    assert aborted == []
     assert live.server.ended.wait(20)
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"{live.url}/health")
@@ -115,13 +122,16 @@ def test_what_does_not_end_in_time_is_aborted_and_told(
 
 
 def test_watchers_of_endless_streams_hold_nothing_up(
-    make_service: Callable[..., Service], start_server: Callable[..., LiveServer]
+    make_service: Callable[..., Service],
+    start_server: Callable[..., LiveServer],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     live = start_server(make_service(config=ServerConfig(drain_seconds=600)))
     with httpx.Client(timeout=20) as client, client.stream("GET", f"{live.url}/live/events") as it:
         next(it.iter_bytes())
         live.server.stop()
         assert live.server.ended.wait(20)
+    assert [r.getMessage() for r in caplog.records if r.levelno >= logging.ERROR] == []
 
 
 @pytest.mark.parametrize("stream", [True, False])
