@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 import pytest
 
@@ -158,3 +159,22 @@ def test_what_was_found_in_the_cache_is_counted_at_admission(llm):
     assert (looked_up, found) == (9, 4)
     for result in (first, second):
         assert 0 <= result.timing.admitted < result.timing.first_token < result.timing.ended
+
+
+def test_calls_while_it_closes_are_answered_one_way_or_the_other(llm):
+    """Nobody is left to wait for a thread that has ended."""
+
+    async def race():
+        async def ask():
+            with contextlib.suppress(ForewordError):
+                await llm.run(lambda engine: engine.has_work)
+            with contextlib.suppress(ForewordError):
+                await llm.generate([1, 2], SamplingParams(max_tokens=2))
+
+        async def many():
+            for _ in range(200):
+                await ask()
+
+        await asyncio.wait_for(asyncio.gather(many(), asyncio.to_thread(llm.close)), 30)
+
+    asyncio.run(race())

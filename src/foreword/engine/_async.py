@@ -73,6 +73,7 @@ class AsyncLLM:
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._places: dict[int, _Place] = {}
         self._closed = False
+        self._door = threading.Lock()  # nothing is put behind the command that ends the thread
         self._thread = threading.Thread(target=self._work, name="foreword-engine", daemon=True)
         self._thread.start()
 
@@ -173,13 +174,11 @@ class AsyncLLM:
             PromptError: a prompt is unusable; none has run.
             ParameterError: not as many `params` as prompts.
         """
-        if self._closed:
-            raise ForewordError("this AsyncLLM is closed")
         many = pair(prompts, params)
         caller = _Caller(asyncio.get_running_loop(), asyncio.Queue())
         requests: list[Request] = []
         add = partial(self._llm.engine.add, tenant=tenant, salt=salt)
-        self._inbox.put(lambda: self._submit(many, add, caller, requests))
+        self._send(lambda: self._submit(many, add, caller, requests))
         left = len(many)
         try:
             while left:
@@ -196,11 +195,9 @@ class AsyncLLM:
 
         Everybody's answers wait while it runs, so it should be short. What it raises is raised.
         """
-        if self._closed:
-            raise ForewordError("this AsyncLLM is closed")
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
-        self._inbox.put(lambda: self._perform(task, loop, future))
+        self._send(lambda: self._perform(task, loop, future))
         return await future
 
     @property
@@ -260,10 +257,18 @@ class AsyncLLM:
 
     def close(self) -> None:
         """Abort what runs and end the thread; closing twice does nothing."""
-        if not self._closed:
-            self._closed = True
-            self._inbox.put(None)
-            self._thread.join()
+        with self._door:
+            if not self._closed:
+                self._closed = True
+                self._inbox.put(None)
+        self._thread.join()
+
+    def _send(self, command: Callable[[], None]) -> None:
+        """Have a command carried out on the engine's thread, after those sent before."""
+        with self._door:
+            if self._closed:
+                raise ForewordError("this AsyncLLM is closed")
+            self._inbox.put(command)
 
     # -- on the engine's thread --------------------------------------------------------------------
 
