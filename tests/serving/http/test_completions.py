@@ -292,7 +292,7 @@ def test_log_probabilities_of_a_chat(client):
         ({"prompt": [4096]}, "prompt", "0 to 4095"),
         ({"prompt": [1] * 4096}, "prompt", "4096"),
         ({"prompt": "word " * 5000}, "prompt", "4096"),
-        ({"prompt": "a" * 10**6}, "prompt", "at least"),
+        ({"prompt": "a" * 10**6}, "prompt", "prompt has at least"),
         ({"prompt": ["a", "word " * 5000]}, "prompt", "prompt[1]"),
     ],
 )
