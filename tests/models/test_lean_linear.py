@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import linear
 
-from foreword.models._lean_linear import PackedLinear, PlainLinear, fuse, packs
+from foreword.models._lean_linear import PackedLinear, PlainLinear, fuse, packed_rows, packs
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
 
@@ -56,3 +56,35 @@ def test_a_plain_product_on_a_cpu_lets_go_of_the_original():
     product = fuse([weight], [None])
     assert isinstance(product, PlainLinear)
     assert product.weight.data_ptr() != weight.data_ptr()
+
+
+def test_products_meet_few_sizes():
+    """Each size costs oneDNN half a megabyte of code for good; a server meets every size."""
+    weight = torch.randn(5, 7)
+    if not packs(weight):
+        pytest.skip("this torch or this processor has no packed products")
+    product = PackedLinear(weight, None)
+    met = set()
+    multiply = product._multiply
+
+    def count(x, *rest):
+        met.add(len(x))
+        return multiply(x, *rest)
+
+    product._multiply = count
+    x = torch.randn(2048, 7)
+    exact = linear(x, weight)
+    for rows in (*range(300), 1000, 1025, 2048):
+        torch.testing.assert_close(product(x[:rows]), exact[:rows])
+    assert len(met) < 40
+    assert met <= {packed_rows(rows) for rows in range(2049)}
+
+
+def test_the_sizes_waste_little():
+    sizes = [packed_rows(rows) for rows in range(5000)]
+    assert all(size >= rows for rows, size in enumerate(sizes))
+    assert all(size <= 1.13 * rows for rows, size in enumerate(sizes) if rows >= 64)
+    assert [packed_rows(rows) for rows in (0, 1, 64, 128, 256, 1024, 2048)] == [
+        *(0, 1, 64, 128, 256, 1024, 2048)
+    ]
+    assert len(set(sizes[:2049])) < 70

@@ -41,6 +41,19 @@ class PlainLinear:
         return functional.linear(x, self.weight, self.bias)
 
 
+def packed_rows(rows: int) -> int:
+    """The number of rows that a product of `rows` is computed with: the next of a few dozen sizes.
+
+    oneDNN compiles and keeps code for every size it meets. A server meets them all: with each taken
+    as it comes, that grows to gigabytes and takes longer than the product. The steps are fine where
+    products are bound by arithmetic, so that little of it is wasted.
+    """
+    if rows <= 16:
+        return 1 << (rows - 1).bit_length() if rows else 0
+    step = 8 if rows <= 256 else 32 if rows <= 1024 else 128
+    return -(-rows // step) * step
+
+
 class PackedLinear:
     """A product with a weight in oneDNN's own order; keeps no reference to the plain one."""
 
@@ -53,8 +66,12 @@ class PackedLinear:
         self._multiply = torch.ops.mkldnn._linear_pointwise.default
 
     def __call__(self, x: Tensor) -> Tensor:
+        rows = len(x)
+        more = packed_rows(rows) - rows
+        if more:
+            x = functional.pad(x, (0, 0, 0, more))
         product: Tensor = self._multiply(x, self.weight, self.bias, "none", [], "")
-        return product
+        return product[:rows]
 
 
 def fuse(weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> Linear:
