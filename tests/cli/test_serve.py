@@ -39,7 +39,7 @@ def _refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
 @pytest.fixture(autouse=True)
 def no_log(monkeypatch: pytest.MonkeyPatch) -> None:
     """The log is the process's own: here it stays as it is."""
-    from foreword.serving.http import _logs
+    from foreword.serving.http.watch import _logs
 
     monkeypatch.setattr(_logs, "start_log", lambda **settings: None)
 

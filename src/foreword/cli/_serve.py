@@ -171,11 +171,11 @@ def serve(
     with talk.phase("libraries", "loading libraries"):
         from foreword.engine import parse_bytes
         from foreword.serving.http import Server, ServerConfig, Service
-        from foreword.serving.http._batch_jobs import open_batches
-        from foreword.serving.http._isolation import load_secret
-        from foreword.serving.http._logs import start_log
         from foreword.serving.http._server import check_free
         from foreword.serving.http._warm import Prefix, check_prefixes
+        from foreword.serving.http.batches._batch_jobs import open_batches
+        from foreword.serving.http.guard._isolation import load_secret
+        from foreword.serving.http.watch._logs import start_log
 
     start_log(as_json=as_json, requests=log_requests)
     config = ServerConfig(

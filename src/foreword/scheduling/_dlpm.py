@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 
 from foreword.scheduling._fair import FairPolicy
+from foreword.scheduling._patience import Patience
 from foreword.scheduling._policy import Candidate, Door
 from foreword.scheduling._settings import number
 from foreword.scheduling._waiting_tree import WaitingTree
@@ -38,9 +39,19 @@ class DeficitLongestPrefixMatch(FairPolicy):
       `_fair.py` says what cancelled and failed ones get back. A refund never lifts a counter above
       one quantum, so a tenant cannot hoard by cancelling.
 
+    Nothing in it keeps a request with an uncommon beginning from waiting for as long as better
+    matches come, those of its own tenant included. `patience` does, at the price of some matches: a
+    candidate that came as the `n`-th in line, those of all tenants counted, is overdue once it was
+    passed over by `(patience - 1) * n` first admissions. Among tenants with credit the overdue go
+    first, in order of arrival, and only then the best match. So it is among the first
+    `patience * n` admitted after it came, where first come, first served makes it the `n`-th;
+    admissions while it is overdue and its tenant has no credit are not counted.
+
     Every counter stays in `(-U, quantum]` with `U = extend_weight * L_input + output_weight * M`
-    (Theorem A.1); `dlpm_bound` is what follows. An admission costs what it costs in
-    `LongestPrefixMatch`, a refill O(tenants at or below 0).
+    (Theorem A.1); `dlpm_bound` is what follows (Theorem 4.1). Neither asks which request is taken
+    among those of tenants with credit, so both hold unchanged with any `patience`. An admission
+    costs what it costs in `LongestPrefixMatch`, and O(log line) more if `patience` is finite; a
+    refill O(tenants at or below 0).
 
     Args:
         quantum: tokens' worth of credit per refill. Small: close to fair sharing at every moment,
@@ -48,12 +59,15 @@ class DeficitLongestPrefixMatch(FairPolicy):
             prefix match, which it is when infinite.
         extend_weight: price of a prompt token that has to be computed.
         output_weight: price of a token written.
+        patience: how many times as many admissions as under first come, first served a request may
+            wait for while its tenant has credit. 1: in order of arrival among those with credit.
+            Infinity: the paper's algorithm.
         weights: shares of tenants, 1 where nothing is said.
         clients: how many absent tenants are remembered; beyond them the one away for longest is
             forgotten, with its debt or credit.
 
     Raises:
-        ParameterError: a quantum below 1, a weight that is not above 0, a price or `clients` below
+        ParameterError: a quantum or `patience` below 1, a weight that is not above 0, a price or `clients` below
             0.
 
     Attributes:
@@ -68,6 +82,7 @@ class DeficitLongestPrefixMatch(FairPolicy):
         quantum: float = 4000,
         extend_weight: float = 1,
         output_weight: float = 2,
+        patience: float = math.inf,
         weights: Mapping[str, float] | None = None,
         clients: int = 65_536,
     ) -> None:
@@ -78,10 +93,12 @@ class DeficitLongestPrefixMatch(FairPolicy):
             clients=clients,
         )
         self.quantum = number("quantum", quantum, least=1)
+        self.patience = number("patience", patience, least=1)
         self.refills = 0
         self._deficits: dict[str, float] = {}
         self._debtors: set[str] = set()  # those at or below 0
         self._tree = WaitingTree()  # tenants are its groups, debtors the closed ones
+        self._patience = None if self.patience == math.inf else Patience(self.patience)
 
     @property
     def deficits(self) -> Mapping[str, float]:
@@ -90,13 +107,17 @@ class DeficitLongestPrefixMatch(FairPolicy):
 
     def _enter(self, candidate: Candidate) -> None:
         self._tree.add(candidate, candidate.tenant)
+        if self._patience is not None:
+            self._patience.add(candidate.id, candidate.tenant)
 
     def _leave(self, candidate: Candidate) -> None:
         self._tree.remove(candidate.id)
+        if self._patience is not None:
+            self._patience.remove(candidate.id)
 
     def _serve(self, door: Door) -> None:
         while self._line and door.seats:
-            candidate = self._tree.best(door.match)
+            candidate = self._next(door)
             if candidate is None:
                 self._refill()
                 continue
@@ -106,6 +127,14 @@ class DeficitLongestPrefixMatch(FairPolicy):
             self._admitted(candidate)
             self._tree.cached(candidate.scope, candidate.path)
             self._bill(candidate, extend)
+            if self._patience is not None:
+                self._patience.admitted()
+
+    def _next(self, door: Door) -> Candidate | None:
+        """Whose turn it is; None if nobody in line has credit."""
+        if self._patience is not None and (id := self._patience.first()) is not None:
+            return self._line[id]
+        return self._tree.best(door.match)
 
     def _returned(self, candidate: Candidate) -> None:
         self._tree.cached(candidate.scope, candidate.path)
@@ -141,9 +170,13 @@ class DeficitLongestPrefixMatch(FairPolicy):
             if tenant in self._debtors:
                 self._debtors.remove(tenant)
                 self._tree.open(tenant)
+                if self._patience is not None:
+                    self._patience.open(tenant)
         elif tenant not in self._debtors:
             self._debtors.add(tenant)
             self._tree.close(tenant)
+            if self._patience is not None:
+                self._patience.close(tenant)
 
 
 def dlpm_bound(

@@ -8,7 +8,7 @@ import time
 from contextlib import asynccontextmanager
 
 from foreword.serving.http import ServerConfig, Service
-from foreword.serving.http._batch_jobs import BatchJobs
+from foreword.serving.http.batches._batch_jobs import BatchJobs
 
 URL = "/v1/completions"
 

@@ -94,7 +94,7 @@ class StandIn:
 
 
 def stood_in(monkeypatch: pytest.MonkeyPatch, *script: Any, **config: Any) -> Any:
-    monkeypatch.setattr("foreword.serving.http._metrics.EngineCollector", _NoEngine)
+    monkeypatch.setattr("foreword.serving.http.watch._metrics.EngineCollector", _NoEngine)
     llm: Any = StandIn(*script)
     return Service.of(llm, config=ServerConfig(**config)), llm
 

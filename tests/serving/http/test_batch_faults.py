@@ -14,8 +14,8 @@ import pytest
 
 from foreword.serving import _result_file as result_file_module
 from foreword.serving.http import ApiError, Keyring
-from foreword.serving.http import _disk as disk_module
-from foreword.serving.http._batch_jobs import BatchJobs
+from foreword.serving.http.batches import _disk as disk_module
+from foreword.serving.http.batches._batch_jobs import BatchJobs
 from tests.serving.http.batch_tools import (
     URL,
     Slow,

@@ -10,8 +10,8 @@ import pytest
 
 from foreword.serving import ResultFile, read_lines, run_batch
 from foreword.serving.http import ApiError, Keyring
-from foreword.serving.http import _batch_work as work_module
-from foreword.serving.http._batch_seats import Seats
+from foreword.serving.http.batches import _batch_work as work_module
+from foreword.serving.http.batches._batch_seats import Seats
 from tests.serving.http.batch_tools import (
     LINES,
     URL,
@@ -260,7 +260,7 @@ def test_a_tenant_is_charged_within_its_limits_and_keeps_half_for_itself(new_ser
     [(b"", "empty_file"), (b"\n \n", "empty_file"), (b"{}\n" * 4, "too_many_requests")],
 )
 def test_a_file_that_is_no_batch_fails_it(new_service, tmp_path, monkeypatch, data, code):
-    monkeypatch.setattr("foreword.serving.http._batch_runner.MAX_REQUESTS", 3)
+    monkeypatch.setattr("foreword.serving.http.batches._batch_runner.MAX_REQUESTS", 3)
 
     async def main():
         async with running(new_service(), tmp_path) as jobs:
@@ -315,8 +315,8 @@ def test_a_line_is_no_longer_than_a_request_may_be(new_service, tmp_path):
 
 
 def test_one_tenant_s_batches_are_bounded(new_service, tmp_path, monkeypatch):
-    monkeypatch.setattr("foreword.serving.http._batch_jobs.MAX_OPEN", 2)
-    monkeypatch.setattr("foreword.serving.http._batch_jobs._KEPT", 3)
+    monkeypatch.setattr("foreword.serving.http.batches._batch_jobs.MAX_OPEN", 2)
+    monkeypatch.setattr("foreword.serving.http.batches._batch_jobs._KEPT", 3)
 
     async def main():
         service = new_service()

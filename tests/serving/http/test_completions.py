@@ -12,10 +12,10 @@ from foreword._errors import ParameterError
 from foreword.engine import Chunk, Result, SamplingParams, TokenLogprob, from_openai
 from foreword.serving._logprobs import CompletionLogprobs, chat_logprobs
 from foreword.serving.http import ApiError, Caller, Keyring, Limits, ServerConfig, create_app
-from foreword.serving.http._prepare import prepare_chat, prepare_completion
 from foreword.serving.http._refusals import parse
-from foreword.serving.http._schemas import ChatRequest, CompletionRequest
-from foreword.serving.http._schemas_answers import (
+from foreword.serving.http.api._prepare import prepare_chat, prepare_completion
+from foreword.serving.http.api._schemas import ChatRequest, CompletionRequest
+from foreword.serving.http.api._schemas_answers import (
     ChatChunk,
     ChatCompletion,
     Completion,

@@ -18,11 +18,11 @@ from starlette.testclient import TestClient
 
 from foreword._errors import ForewordError
 from foreword.serving.http import ApiError, Caller, Keyring, ServerConfig, create_app
-from foreword.serving.http import _disk as disk_module
-from foreword.serving.http import _store as store_module
-from foreword.serving.http._batch_ledger import Ledger
-from foreword.serving.http._store import FileStore
-from foreword.serving.http._upload import receive_upload
+from foreword.serving.http.batches import _disk as disk_module
+from foreword.serving.http.batches import _store as store_module
+from foreword.serving.http.batches._batch_ledger import Ledger
+from foreword.serving.http.batches._store import FileStore
+from foreword.serving.http.batches._upload import receive_upload
 
 LOCAL = "http://localhost"
 KEYS = {"ann": "ann-key-0123456789", "bob": "bob-key-0123456789"}

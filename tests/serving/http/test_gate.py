@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from foreword.serving.http import ApiError, Caller, Limits, ServerConfig
-from foreword.serving.http._gate import Gate, Ticket
-from foreword.serving.http._window import MinuteWindow
+from foreword.serving.http.guard._gate import Gate, Ticket
+from foreword.serving.http.guard._window import MinuteWindow
 
 
 class Clock:

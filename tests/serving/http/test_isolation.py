@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from foreword._errors import ParameterError
-from foreword.serving.http._isolation import Isolation, load_secret
+from foreword.serving.http.guard._isolation import Isolation, load_secret
 
 SECRET = b"0123456789abcdef"
 # Characters that tempt an encoding to meet another: a surrogate, its escape, combining marks, NUL.

@@ -13,7 +13,7 @@ import pytest
 
 from foreword._errors import ParameterError
 from foreword.serving.http import ApiError, Caller, Keyring, Limits
-from foreword.serving.http._keys import new_key
+from foreword.serving.http.guard._keys import new_key
 
 ALICE = "alice-0123456789abcdef"
 BOB = "bob-0123456789abcdef"

@@ -14,10 +14,10 @@ from starlette.testclient import TestClient
 
 from foreword.engine import SamplingParams
 from foreword.serving.http import ApiError, Keyring, ServerConfig, create_app
-from foreword.serving.http import _live as live_module
-from foreword.serving.http._live import Feed
-from foreword.serving.http._live_schemas import LiveState
-from foreword.serving.http._live_state import Observer, describe
+from foreword.serving.http.live import _live as live_module
+from foreword.serving.http.live._live import Feed
+from foreword.serving.http.live._live_schemas import LiveState
+from foreword.serving.http.live._live_state import Observer, describe
 from tests.serving.http.conftest import LOCAL
 
 OPERATOR = "operator-key-0123456789"
@@ -55,7 +55,7 @@ def test_the_page_and_its_parts_are_open_and_say_so_strictly(make_service, keys)
         policy = page.headers["content-security-policy"]
         assert policy.startswith("default-src 'none'; script-src 'self'; style-src 'self';")
         assert "unsafe" not in policy
-        folder = Path(live_module.__file__).parent / "live"
+        folder = Path(live_module.__file__).parent / "page"
         parts = {path.name for path in folder.iterdir()} - {"index.html"}
         for name in parts:
             part = client.get(f"/live/{name}")

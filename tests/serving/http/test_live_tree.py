@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from foreword.cache import Lease, Namespace, PrefixTree
-from foreword.serving.http import _live_tree
-from foreword.serving.http._live_tree import Sight, TreeWatch
+from foreword.serving.http.live import _live_tree
+from foreword.serving.http.live._live_tree import Sight, TreeWatch
 
 COMMON = Namespace("m", "f")
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from foreword.serving.http._logs import start_log
+from foreword.serving.http.watch._logs import start_log
 
 FIELDS = {
     "method": "POST",

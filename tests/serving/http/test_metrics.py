@@ -14,7 +14,7 @@ from starlette.testclient import TestClient
 from foreword._errors import PromptError
 from foreword.engine import AsyncLLM, Result, SamplingParams
 from foreword.serving.http import Caller, Job, Keyring, Service, create_app
-from foreword.serving.http._metrics import MAX_TENANTS, Metrics
+from foreword.serving.http.watch._metrics import MAX_TENANTS, Metrics
 from tests.serving.http.services import PROMPT, fresh
 
 ENGINE = {"model_name": "nano", "engine": "0"}

@@ -18,8 +18,8 @@ from foreword._errors import ForewordError, ParameterError, PromptError
 from foreword.engine import AsyncLLM
 from foreword.serving.http import ApiError, Keyring, ServerConfig, Service
 from foreword.serving.http import _app as app_module
-from foreword.serving.http._access import GENERATING, OPEN, OPERATOR, level_of
 from foreword.serving.http._middleware import is_loopback
+from foreword.serving.http.guard._access import GENERATING, OPEN, OPERATOR, level_of
 from tests.serving.http.conftest import LOCAL
 
 USER, OPERATOR_KEY = "user-key-0123456789", "operator-key-0123456789"

@@ -12,9 +12,9 @@ from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi import checks
 
 from foreword.serving.http import Caller, Keyring, ServerConfig, create_app
-from foreword.serving.http import _access as access
 from foreword.serving.http._app import _routes
 from foreword.serving.http._openapi import document, operations
+from foreword.serving.http.guard import _access as access
 
 CHECKS = [
     not_a_server_error,

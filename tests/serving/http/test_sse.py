@@ -9,7 +9,7 @@ import pytest
 from starlette.requests import ClientDisconnect, Request
 
 from foreword.serving.http import ApiError
-from foreword.serving.http._sse import DONE, HEARTBEAT, EventStream, event
+from foreword.serving.http.api._sse import DONE, HEARTBEAT, EventStream, event
 
 
 class Wire:

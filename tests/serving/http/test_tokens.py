@@ -8,8 +8,8 @@ from foreword.models import Tokenizer
 from foreword.serving._logprobs import token_bytes
 from foreword.serving.http import ApiError
 from foreword.serving.http._refusals import parse
-from foreword.serving.http._schemas import ChatRequest, CompletionRequest
-from foreword.serving.http._schemas_answers import Detokenized, ModelList, ModelObject, Tokens
+from foreword.serving.http.api._schemas import ChatRequest, CompletionRequest
+from foreword.serving.http.api._schemas_answers import Detokenized, ModelList, ModelObject, Tokens
 
 TEXT = "Once upon a time, é😀."
 

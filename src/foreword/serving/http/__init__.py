@@ -3,9 +3,9 @@
 from foreword.serving.http._app import create_app
 from foreword.serving.http._config import ServerConfig
 from foreword.serving.http._errors import ApiError
-from foreword.serving.http._keys import Caller, Keyring, Limits
 from foreword.serving.http._server import Server, ServerError
 from foreword.serving.http._service import Job, Service
+from foreword.serving.http.guard._keys import Caller, Keyring, Limits
 
 __all__ = [
     "ApiError",

@@ -12,19 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute
 
-from foreword.serving.http import (
-    _batch_jobs,
-    _batches,
-    _chat_completions,
-    _completions,
-    _files,
-    _live,
-    _metrics_route,
-    _models,
-    _openapi,
-    _status,
-    _tokens,
-)
+from foreword.serving.http import _openapi
 from foreword.serving.http._middleware import (
     Auth,
     Edge,
@@ -35,6 +23,10 @@ from foreword.serving.http._middleware import (
     error_response,
 )
 from foreword.serving.http._service import Service
+from foreword.serving.http.api import _chat_completions, _completions, _models, _tokens
+from foreword.serving.http.batches import _batch_jobs, _batches, _files
+from foreword.serving.http.live import _live
+from foreword.serving.http.watch import _metrics_route, _status
 
 _AREAS = (
     _status,

@@ -23,10 +23,10 @@ from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from foreword._errors import ForewordError, ParameterError, PromptError
-from foreword.serving.http import _access as access
 from foreword.serving.http._errors import ApiError, not_ready
-from foreword.serving.http._keys import Caller
 from foreword.serving.http._service import Service
+from foreword.serving.http.guard import _access as access
+from foreword.serving.http.guard._keys import Caller
 
 log = logging.getLogger("foreword.server")
 requests_log = logging.getLogger("foreword.server.requests")

@@ -16,21 +16,14 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from foreword import __version__
-from foreword.serving.http import _access as access
-from foreword.serving.http import (
-    _batches,
-    _chat_completions,
-    _completions,
-    _files,
-    _live,
-    _metrics_route,
-    _models,
-    _status,
-    _tokens,
-)
 from foreword.serving.http._operations import Answer, Operation
-from foreword.serving.http._schemas_answers import ErrorBody
 from foreword.serving.http._service import Service
+from foreword.serving.http.api import _chat_completions, _completions, _models, _tokens
+from foreword.serving.http.api._schemas_answers import ErrorBody
+from foreword.serving.http.batches import _batches, _files
+from foreword.serving.http.guard import _access as access
+from foreword.serving.http.live import _live
+from foreword.serving.http.watch import _metrics_route, _status
 
 OPERATIONS = (
     Operation(

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ValidationError
 
 from foreword._errors import ParameterError
 from foreword.serving.http._errors import ApiError
-from foreword.serving.http._schemas import (
+from foreword.serving.http.api._schemas import (
     MAX_FIELDS,
     MAX_MESSAGES,
     MAX_PARTS,

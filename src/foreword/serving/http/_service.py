@@ -15,13 +15,13 @@ from foreword._errors import ForewordError, ParameterError, PromptError
 from foreword.engine import AsyncLLM, Chunk, Result, SamplingParams
 from foreword.serving.http._config import ServerConfig
 from foreword.serving.http._errors import ApiError, not_ready
-from foreword.serving.http._gate import Gate, Ticket
-from foreword.serving.http._isolation import Isolation
-from foreword.serving.http._keys import Caller, Keyring
-from foreword.serving.http._metrics import Metrics
+from foreword.serving.http.guard._gate import Gate, Ticket
+from foreword.serving.http.guard._isolation import Isolation
+from foreword.serving.http.guard._keys import Caller, Keyring
+from foreword.serving.http.watch._metrics import Metrics
 
 if TYPE_CHECKING:
-    from foreword.serving.http._batch_jobs import BatchJobs
+    from foreword.serving.http.batches._batch_jobs import BatchJobs
 
 State = Literal["starting", "ready", "draining"]
 

@@ -10,9 +10,9 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
 
-from foreword.serving.http._engine_metrics import ENGINE, EngineCollector
-from foreword.serving.http._gate import TenantLoad
-from foreword.serving.http._keys import Caller
+from foreword.serving.http.guard._gate import TenantLoad
+from foreword.serving.http.guard._keys import Caller
+from foreword.serving.http.watch._engine_metrics import ENGINE, EngineCollector
 
 if TYPE_CHECKING:
     from foreword.engine import AsyncLLM, Result, SamplingParams

@@ -8,7 +8,7 @@ import secrets
 from os import PathLike
 
 from foreword._errors import ParameterError
-from foreword.serving.http._private import read_private
+from foreword.serving.http.guard._private import read_private
 
 MIN_SECRET = 16
 """Bytes of the shortest secret."""

@@ -9,13 +9,13 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from foreword.serving.http._batch_jobs import WINDOW, BatchJobs
-from foreword.serving.http._batch_state import Batch, Status
 from foreword.serving.http._body import read_json
-from foreword.serving.http._files import jobs_of
 from foreword.serving.http._operations import Answer, Operation, Parameter
-from foreword.serving.http._pages import check_query, listed, page
 from foreword.serving.http._refusals import parse
+from foreword.serving.http.batches._batch_jobs import WINDOW, BatchJobs
+from foreword.serving.http.batches._batch_state import Batch, Status
+from foreword.serving.http.batches._files import jobs_of
+from foreword.serving.http.batches._pages import check_query, listed, page
 
 _Key = Annotated[str, StringConstraints(max_length=64)]
 _Value = Annotated[str, StringConstraints(max_length=512)]

@@ -11,7 +11,7 @@ from foreword.models import Tokenizer
 from foreword.serving._logprobs import CompletionLogprobs, chat_logprobs
 from foreword.serving._records import usage_body
 from foreword.serving.http._errors import ApiError
-from foreword.serving.http._prepare import Prepared
+from foreword.serving.http.api._prepare import Prepared
 
 Kind = Literal["completion", "chat"]
 _OBJECTS = {"completion": "text_completion", "chat": "chat.completion.chunk"}

@@ -11,13 +11,13 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from foreword.serving.http._batch_jobs import BatchJobs
 from foreword.serving.http._errors import ApiError, not_ready
 from foreword.serving.http._operations import Answer, Operation, Parameter
-from foreword.serving.http._pages import check_query, listed, page
 from foreword.serving.http._service import Service
-from foreword.serving.http._store import StoredFile
-from foreword.serving.http._upload import receive_upload
+from foreword.serving.http.batches._batch_jobs import BatchJobs
+from foreword.serving.http.batches._pages import check_query, listed, page
+from foreword.serving.http.batches._store import StoredFile
+from foreword.serving.http.batches._upload import receive_upload
 
 _MOST = 10_000
 

@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 from foreword.serving.http._config import ServerConfig
 from foreword.serving.http._errors import ApiError
-from foreword.serving.http._keys import Caller
-from foreword.serving.http._window import MinuteWindow
+from foreword.serving.http.guard._keys import Caller
+from foreword.serving.http.guard._window import MinuteWindow
 
 _SLACK = 8
 """A tenant may fill the line until so many times the places left are its own."""

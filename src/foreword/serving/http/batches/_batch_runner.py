@@ -14,16 +14,16 @@ from foreword.serving._batch_lines import summarise
 from foreword.serving._batch_run import BatchDefaults
 from foreword.serving._errors import BatchFileError
 from foreword.serving._result_file import ResultFile
-from foreword.serving.http._batch_files import publish
-from foreword.serving.http._batch_ledger import Ledger
-from foreword.serving.http._batch_seats import Seats
-from foreword.serving.http._batch_state import Batch, Ending
-from foreword.serving.http._batch_work import AT_ONCE, BatchWork, Halt
-from foreword.serving.http._disk import is_full
 from foreword.serving.http._errors import ApiError
-from foreword.serving.http._keys import Caller
 from foreword.serving.http._service import Service
-from foreword.serving.http._store import new_id
+from foreword.serving.http.batches._batch_files import publish
+from foreword.serving.http.batches._batch_ledger import Ledger
+from foreword.serving.http.batches._batch_seats import Seats
+from foreword.serving.http.batches._batch_state import Batch, Ending
+from foreword.serving.http.batches._batch_work import AT_ONCE, BatchWork, Halt
+from foreword.serving.http.batches._disk import is_full
+from foreword.serving.http.batches._store import new_id
+from foreword.serving.http.guard._keys import Caller
 
 log = logging.getLogger("foreword.server.batches")
 

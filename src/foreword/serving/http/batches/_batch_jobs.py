@@ -9,12 +9,12 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from foreword.serving.http._batch_ledger import Ledger
-from foreword.serving.http._batch_runner import BatchRunner, batch_error, file_ids
-from foreword.serving.http._batch_state import Batch
 from foreword.serving.http._errors import ApiError, not_ready
 from foreword.serving.http._service import Service
-from foreword.serving.http._store import FileStore, StoredFile, new_id
+from foreword.serving.http.batches._batch_ledger import Ledger
+from foreword.serving.http.batches._batch_runner import BatchRunner, batch_error, file_ids
+from foreword.serving.http.batches._batch_state import Batch
+from foreword.serving.http.batches._store import FileStore, StoredFile, new_id
 
 WINDOW: Final = "24h"
 WINDOW_SECONDS = 24 * 3600

@@ -23,8 +23,8 @@ from pathlib import Path
 from types import TracebackType
 
 from foreword._errors import ForewordError
-from foreword.serving.http._disk import disk_error, sync_directory, write_all, write_whole
 from foreword.serving.http._errors import ApiError
+from foreword.serving.http.batches._disk import disk_error, sync_directory, write_all, write_whole
 
 try:
     import fcntl

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from foreword._errors import ForewordError
-from foreword.serving.http._batch_state import Batch, BatchBook, Status
-from foreword.serving.http._disk import disk_error
-from foreword.serving.http._store import FileStore
+from foreword.serving.http.batches._batch_state import Batch, BatchBook, Status
+from foreword.serving.http.batches._disk import disk_error
+from foreword.serving.http.batches._store import FileStore
 
 T = TypeVar("T")
 

@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from foreword.serving.http._disk import write_whole
 from foreword.serving.http._errors import ApiError
+from foreword.serving.http.batches._disk import write_whole
 
 Status: TypeAlias = Literal[
     "validating",

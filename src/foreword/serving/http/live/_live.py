@@ -21,16 +21,16 @@ from starlette.types import Receive, Scope, Send
 
 from foreword._errors import ForewordError
 from foreword.serving.http._errors import ApiError
-from foreword.serving.http._live_schemas import OPERATIONS as OPERATIONS
-from foreword.serving.http._live_state import Look, Observer, decoder, describe
 from foreword.serving.http._service import Service
+from foreword.serving.http.live._live_schemas import OPERATIONS as OPERATIONS
+from foreword.serving.http.live._live_state import Look, Observer, decoder, describe
 
 MAX_WATCHERS = 16
 """Open event streams; further ones get 503."""
 INTERVAL = 0.5
 """Seconds between two states in a stream, at least."""
 
-_FOLDER = Path(__file__).parent / "live"
+_FOLDER = Path(__file__).parent / "page"
 _TYPES = {".css": "text/css", ".js": "text/javascript"}
 _ASSETS = frozenset(
     {

@@ -9,9 +9,9 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from foreword.serving.http._operations import Answer, Operation, Parameter
-from foreword.serving.http._prepare import check_model
-from foreword.serving.http._schemas_answers import ModelList, ModelObject
 from foreword.serving.http._service import Service
+from foreword.serving.http.api._prepare import check_model
+from foreword.serving.http.api._schemas_answers import ModelList, ModelObject
 
 OPERATIONS = (
     Operation("get", "/v1/models", "The models", "models", (Answer("One.", ModelList),)),

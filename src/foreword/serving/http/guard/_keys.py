@@ -15,7 +15,7 @@ from typing import Any
 
 from foreword._errors import ParameterError
 from foreword.serving.http._errors import ApiError
-from foreword.serving.http._private import read_private
+from foreword.serving.http.guard._private import read_private
 
 MIN_KEY = 16
 """Characters of the shortest key that is accepted; `new_key` makes longer ones."""

@@ -6,9 +6,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from foreword.serving.http._metrics import CONTENT_TYPE
 from foreword.serving.http._operations import Answer, Operation
 from foreword.serving.http._service import Service
+from foreword.serving.http.watch._metrics import CONTENT_TYPE
 
 OPERATIONS = (
     Operation(

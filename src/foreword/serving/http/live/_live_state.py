@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from foreword.cache import Namespace, TreeStats
 from foreword.engine import Engine, mark, mark_of, plain
 from foreword.models import Tokenizer
-from foreword.serving.http._live_tree import Block, Sight, TreeWatch
+from foreword.serving.http.live._live_tree import Block, Sight, TreeWatch
 
 _TENANTS = 50
 """Tenants listed by name; the rest are summed up."""

@@ -21,12 +21,12 @@ from foreword.serving._batch_run import BatchDefaults, line_params
 from foreword.serving._errors import LineError
 from foreword.serving._records import error_record
 from foreword.serving._result_file import ResultFile
-from foreword.serving.http._batch_seats import Seats
 from foreword.serving.http._errors import ApiError
-from foreword.serving.http._keys import Caller
-from foreword.serving.http._prepare import check_model
 from foreword.serving.http._service import Job, Service
-from foreword.serving.http._texts import encode
+from foreword.serving.http.api._prepare import check_model
+from foreword.serving.http.api._texts import encode
+from foreword.serving.http.batches._batch_seats import Seats
+from foreword.serving.http.guard._keys import Caller
 
 AT_ONCE = 2
 """Batches of one tenant that run at the same time."""

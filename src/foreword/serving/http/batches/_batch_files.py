@@ -9,8 +9,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from foreword.serving.http._batch_state import Batch
-from foreword.serving.http._store import Draft, FileStore
+from foreword.serving.http.batches._batch_state import Batch
+from foreword.serving.http.batches._store import Draft, FileStore
 
 
 def publish(store: FileStore, batch: Batch, results: Path) -> dict[str, Any]:

@@ -10,12 +10,12 @@ from foreword.models import Tokenizer
 from foreword.serving.http._body import read_json
 from foreword.serving.http._errors import ApiError
 from foreword.serving.http._operations import Answer, Operation
-from foreword.serving.http._prepare import check_model
 from foreword.serving.http._refusals import parse
-from foreword.serving.http._schemas import DetokenizeRequest, TokenizeRequest
-from foreword.serving.http._schemas_answers import Detokenized, Tokens
 from foreword.serving.http._service import Service
-from foreword.serving.http._texts import render, without_delay
+from foreword.serving.http.api._prepare import check_model
+from foreword.serving.http.api._schemas import DetokenizeRequest, TokenizeRequest
+from foreword.serving.http.api._schemas_answers import Detokenized, Tokens
+from foreword.serving.http.api._texts import render, without_delay
 
 OPERATIONS = (
     Operation(

@@ -13,8 +13,8 @@ from starlette.requests import Request
 
 from foreword.serving.http._config import ServerConfig
 from foreword.serving.http._errors import ApiError
-from foreword.serving.http._keys import Caller
-from foreword.serving.http._store import Draft, FileStore, StoredFile
+from foreword.serving.http.batches._store import Draft, FileStore, StoredFile
+from foreword.serving.http.guard._keys import Caller
 
 _ROOM = 2**16  # what a form may hold beside the file: boundaries, part heads, the purpose
 _FLUSH = 2**18

@@ -13,11 +13,11 @@ from foreword import __version__
 from foreword._errors import ParameterError
 from foreword.engine import SamplingParams, from_openai
 from foreword.serving.http._errors import ApiError
-from foreword.serving.http._keys import Caller
 from foreword.serving.http._refusals import blamed
-from foreword.serving.http._schemas import ChatRequest, CompletionRequest, Sampling
 from foreword.serving.http._service import Job, Service
-from foreword.serving.http._texts import encode, encode_chat, without_delay
+from foreword.serving.http.api._schemas import ChatRequest, CompletionRequest, Sampling
+from foreword.serving.http.api._texts import encode, encode_chat, without_delay
+from foreword.serving.http.guard._keys import Caller
 
 _HERE = frozenset(
     {"model", "prompt", "messages", "user", "stream", "stream_options", "echo", "cache_salt"}

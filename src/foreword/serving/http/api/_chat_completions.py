@@ -7,14 +7,14 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from foreword.serving._records import chat_body
-from foreword.serving.http._answers import TIMEOUT, answer
 from foreword.serving.http._body import read_json
 from foreword.serving.http._operations import Answer, Operation
-from foreword.serving.http._prepare import prepare_chat
 from foreword.serving.http._refusals import parse
-from foreword.serving.http._schemas import ChatRequest
-from foreword.serving.http._schemas_answers import ChatChunk, ChatCompletion
 from foreword.serving.http._service import Service
+from foreword.serving.http.api._answers import TIMEOUT, answer
+from foreword.serving.http.api._prepare import prepare_chat
+from foreword.serving.http.api._schemas import ChatRequest
+from foreword.serving.http.api._schemas_answers import ChatChunk, ChatCompletion
 
 OPERATIONS = (
     Operation(

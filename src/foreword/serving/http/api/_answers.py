@@ -13,10 +13,10 @@ from starlette.responses import JSONResponse, Response
 from foreword.engine import Chunk, Result
 from foreword.serving.http._disconnect import run_until_disconnect
 from foreword.serving.http._operations import Parameter
-from foreword.serving.http._pieces import Kind, failed, stream_objects
-from foreword.serving.http._prepare import Prepared
 from foreword.serving.http._service import Service, seconds_asked
-from foreword.serving.http._sse import EventStream
+from foreword.serving.http.api._pieces import Kind, failed, stream_objects
+from foreword.serving.http.api._prepare import Prepared
+from foreword.serving.http.api._sse import EventStream
 
 TIMEOUT = Parameter(
     "x-request-timeout",

@@ -1,0 +1,1 @@
+"""OpenAI's API: requests in its shapes to jobs, and answers back."""

@@ -1,0 +1,1 @@
+"""The live page: the prefix tree as it grows, for people."""
