@@ -98,7 +98,18 @@ def spend(evening: Evening, seed: int) -> Evening:
 
 
 @pytest.mark.parametrize("seed", range(2))
-@pytest.mark.parametrize("name", ["fcfs", "lpm", "lpm:window=5", "dfs", "vtc", "dlpm:quantum=20"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "fcfs",
+        "lpm",
+        "lpm:window=5",
+        "dfs",
+        "vtc",
+        "dlpm:quantum=20",
+        "dlpm:quantum=20,patience=1.5",
+    ],
+)
 def test_everybody_is_served_whoever_is_preempted(name: str, seed: int) -> None:
     evening = spend(Evening(make_policy(name)), seed)
     assert evening.preempted > 0
@@ -111,7 +122,8 @@ def test_everybody_is_served_whoever_is_preempted(name: str, seed: int) -> None:
 @pytest.mark.parametrize("seed", range(5))
 def test_service_stays_within_the_bounds(seed: int) -> None:
     bound = dlpm_bound(10, longest_input=12, most_running_tokens=SEATS * 8)
-    assert spend(Evening(make_policy("dlpm:quantum=10")), seed).books.gap <= bound
+    for name in ("dlpm:quantum=10", "dlpm:quantum=10,patience=1.5"):
+        assert spend(Evening(make_policy(name)), seed).books.gap <= bound
     vtc = Evening(make_policy("vtc"), full_prompts=True)
     assert spend(vtc, seed).books.gap <= vtc_bound(12, SEATS * (12 + 8))
 

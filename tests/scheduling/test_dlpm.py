@@ -261,6 +261,7 @@ TENANTS = st.lists(
     max_size=4,
 )
 Tenants = list[tuple[int, int, int, int, int, int]]
+PATIENCE = st.sampled_from([math.inf, 1, 1.5, 4])
 
 
 def play_all(play: Play, tenants: Tenants, preemptions: Collection[int] = ()) -> Play:
@@ -287,12 +288,18 @@ def play_all(play: Play, tenants: Tenants, preemptions: Collection[int] = ()) ->
     st.integers(1, 5),
     st.sampled_from([20, 60, 10_000]),
     st.sets(st.integers(0, 60), max_size=10),
+    PATIENCE,
 )
 def test_counters_stay_between_their_bounds_and_services_together(
-    tenants: Tenants, quantum: float, seats: int, capacity: int, preemptions: set[int]
+    tenants: Tenants,
+    quantum: float,
+    seats: int,
+    capacity: int,
+    preemptions: set[int],
+    patience: float,
 ) -> None:
     """Theorems A.1, 4.1 and 4.2, with answers alone as the tokens that runners may still write."""
-    policy = DeficitLongestPrefixMatch(quantum=quantum)
+    policy = DeficitLongestPrefixMatch(quantum=quantum, patience=patience)
     play = Play(policy, seats=seats, capacity=capacity)
     longest = max(shared + own for shared, own, *_ in tenants)
     running = seats * max(output for _, _, output, *_ in tenants)
@@ -339,12 +346,12 @@ def test_a_small_quantum_is_fairer_and_a_large_one_computes_less() -> None:
 
 
 @settings(deadline=None, max_examples=60)
-@given(TENANTS, st.sampled_from([1, 3, 10]), st.integers(1, 5), st.randoms())
+@given(TENANTS, st.sampled_from([1, 3, 10]), st.integers(1, 5), PATIENCE, st.randoms())
 def test_who_cancels_gains_nothing_on_the_others(
-    tenants: Tenants, quantum: float, seats: int, chance: random.Random
+    tenants: Tenants, quantum: float, seats: int, patience: float, chance: random.Random
 ) -> None:
     """Tenant a cancels some of its requests right after they were admitted."""
-    policy = DeficitLongestPrefixMatch(quantum=quantum)
+    policy = DeficitLongestPrefixMatch(quantum=quantum, patience=patience)
     play = Play(policy, seats=seats)
 
     def after_each_admission(admit: Callable[[], None] = play.admit) -> None:
@@ -381,6 +388,9 @@ def test_the_bound() -> None:
         ({"quantum": -5}, "quantum is -5"),
         ({"quantum": math.nan}, "quantum is nan"),
         ({"quantum": "many"}, "quantum is 'many'"),
+        ({"patience": 0.5}, "patience is 0.5: it must be at least 1"),
+        ({"patience": math.nan}, "patience is nan"),
+        ({"patience": None}, "patience is None"),
         ({"extend_weight": -1}, "extend_weight is -1"),
         ({"output_weight": None}, "output_weight is None"),
         ({"weights": {"a": -1}}, "tenant 'a' is -1"),

@@ -67,8 +67,8 @@ class DeficitLongestPrefixMatch(FairPolicy):
             forgotten, with its debt or credit.
 
     Raises:
-        ParameterError: a quantum or `patience` below 1, a weight that is not above 0, a price or `clients` below
-            0.
+        ParameterError: a quantum or `patience` below 1, a weight that is not above 0, a price or
+            `clients` below 0.
 
     Attributes:
         refills: rounds of credit given so far; how fast it grows is how much tenants compete.

@@ -82,6 +82,8 @@ class WaitingTree(PathTree[_Node]):
         node = self.place(candidate.scope, as_list(candidate.path))
         self._waiting[candidate.id] = _Waiting(candidate, node, group)
         self._unmatched.append(candidate.id)
+        if len(self._unmatched) > 2 * len(self._waiting) + 64:  # nobody asked for the best lately
+            self._unmatched = [id for id in self._unmatched if id in self._waiting]
         at: _Node | None = node
         while at is not None:
             heappush(at.ids.setdefault(group, []), candidate.id)
