@@ -3,12 +3,14 @@
 #   TORCH_ARGS="..."      extra pip arguments for torch alone, such as a CPU-only package index
 #   BENCH="--quick"       arguments for both benchmarks of `make bench`
 #   EXPERIMENTS="dlpm"    which of `make experiments`, default all
-#   OUT=somewhere/        where `make bench` and `make gpu` put their results and plots
+#   TRIALS="fuzz"         which of `make trials`, default all
+#   OUT=somewhere/        where `make bench`, `make trials` and `make gpu` put their results and plots
 
 PYTHON ?= python3
 TORCH_ARGS ?=
 BENCH ?=
 EXPERIMENTS ?= $(filter-out lab report,$(patsubst experiments/%.py,%,$(filter-out experiments/_%,$(wildcard experiments/*.py))))
+TRIALS ?= fuzz vanish timing faults soak
 OUT ?= benchmarks/results
 
 VENV := .venv
@@ -17,7 +19,7 @@ PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constrain
 RECIPE := pyproject.toml constraints.txt CMakeLists.txt $(wildcard csrc/*)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench experiments docs gpu clean
+.PHONY: help demo test lint bench trials experiments docs gpu clean
 .DELETE_ON_ERROR:
 
 help: ## show this list
@@ -39,6 +41,11 @@ bench: $(VENV)/.stamp-bench ## measure attention and engine; results and plots g
 	@mkdir -p $(OUT)
 	@$(BIN)/foreword bench attention --out $(OUT) $(BENCH)
 	@$(BIN)/foreword bench engine --out $(OUT) $(BENCH)
+
+trials: $(VENV)/.stamp-dev ## the server under load, faults and hostile clients; half an hour; TRIALS=names
+	@mkdir -p $(OUT)
+	@for name in $(TRIALS); do \
+	  $(BIN)/python -m benchmarks.server.$$name --out $(OUT)/server-$$name.json || exit 1; done
 
 experiments: $(VENV)/.stamp-run ## test the published claims, each in minutes; EXPERIMENTS=names
 	@for name in $(EXPERIMENTS); do $(BIN)/python -m experiments.$$name || exit 1; done

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Iterator
 from contextlib import aclosing
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -294,3 +296,15 @@ def test_what_a_client_sends_is_what_the_page_tells(client: TestClient) -> None:
     assert now("http_request_duration_seconds_count", **name) == 4
     assert now(_SUCCESS, finished_reason="length") == 3
     assert now("foreword_tenant_tokens_total", tenant="", kind="generation") == 9
+
+
+def test_the_page_about_metrics_has_every_series(service):
+    text = (Path(__file__).parents[3] / "docs/reference/metrics.md").read_text(encoding="utf-8")
+    told = dict(re.findall(r"^\| `([\w:]+)` \| (\w+) \|", text, re.M))
+    families = text_string_to_metric_families(service.metrics.render().decode())
+    there = {
+        family.name + "_total" * (family.type == "counter"): family.type
+        for family in families
+        if not family.name.startswith("process_")
+    }
+    assert told == there

@@ -5,7 +5,7 @@ from foreword.serving.http._config import ServerConfig
 from foreword.serving.http._errors import ApiError
 from foreword.serving.http._server import Server, ServerError
 from foreword.serving.http._service import Job, Service
-from foreword.serving.http.guard._keys import Caller, Keyring, Limits
+from foreword.serving.http.guard._keys import Caller, Keyring, Limits, new_key
 
 __all__ = [
     "ApiError",
@@ -18,4 +18,5 @@ __all__ = [
     "ServerError",
     "Service",
     "create_app",
+    "new_key",
 ]
