@@ -17,6 +17,7 @@ from foreword.scheduling import (
     dlpm_bound,
     make_policy,
 )
+from foreword.scheduling._waiting_tree import WaitingTree
 from tests.scheduling.doors import FakeDoor, candidate
 from tests.scheduling.play import Play
 
@@ -168,6 +169,19 @@ def test_those_admitted_before_their_time_are_not_kept() -> None:
         assert len(policy._tree._unmatched) < 200
 
 
+def test_who_waits_unmatched_while_others_come_and_go_is_matched_in_the_end() -> None:
+    tree, door = WaitingTree(), FakeDoor()
+    door.keep([5, 5])
+    tree.add(candidate(0, [1]))
+    tree.add(candidate(1, [5, 5]))
+    for id in range(2, 300):
+        tree.add(candidate(id, [id]))
+        tree.remove(id)
+    best = tree.best(door.match)
+    assert best is not None
+    assert best.id == 1
+
+
 # Under random load
 
 
@@ -236,7 +250,9 @@ MOVES = st.lists(
 
 def nothing_left(policy: DeficitLongestPrefixMatch) -> bool:
     book = policy._patience
-    return not (policy._line or policy._tree.roots or (book and (len(book) or book._overdue)))
+    if book is not None and (len(book) or book._overdue):
+        return False
+    return not (policy._line or policy._tree.roots)
 
 
 @settings(deadline=None, max_examples=300)
