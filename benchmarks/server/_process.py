@@ -43,7 +43,7 @@ class ServerProcess:
         self._asked = {
             "model": model,
             "name": Path(model).name,
-            "llm": {"policy": "dlpm", **(llm or {})},
+            "llm": {"policy": "dlpm:patience=4", **(llm or {})},
             "config": config or {},
             "keys": list(keys),
         }

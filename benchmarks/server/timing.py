@@ -167,7 +167,7 @@ def main(arguments: list[str] | None = None) -> int:
     trial.expect("public_least", "fewest cached tokens with the shared prefix", exactly=SHARED)
     trial.expect("public_most", "most cached tokens with the shared prefix", exactly=SHARED)
     torch.set_num_threads(1)
-    llm = AsyncLLM("nano", policy="dlpm", kv_memory="64MiB", dtype="float32")
+    llm = AsyncLLM("nano", policy="dlpm:patience=4", kv_memory="64MiB", dtype="float32")
     try:
         seen = asyncio.run(measure(llm, rounds, options.seed, trial))
     finally:

@@ -99,7 +99,7 @@ def serve(
         Path | None,
         typer.Option(metavar="DIR", help="Where files and batches are kept. [default: nowhere]"),
     ] = None,
-    policy: options.PolicyOption = "dlpm",
+    policy: options.PolicyOption = "dlpm:patience=4",
     kv_memory: options.KvMemoryOption = None,
     max_batch: options.MaxBatchOption = 256,
     backend: options.BackendOption = "auto",

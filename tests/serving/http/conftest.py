@@ -30,7 +30,7 @@ class LiveServer(NamedTuple):
 @pytest.fixture(scope="session")
 def llm() -> Iterator[AsyncLLM]:
     """Nano, loaded once; its policy is the server's default."""
-    engine = AsyncLLM("nano", policy="dlpm", kv_memory="64MiB", max_batch=32)
+    engine = AsyncLLM("nano", policy="dlpm:patience=4", kv_memory="64MiB", max_batch=32)
     yield engine
     engine.close()
 

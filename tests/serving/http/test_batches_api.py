@@ -154,7 +154,7 @@ from foreword.engine import AsyncLLM
 from foreword.serving.http import ServerConfig, Service
 from foreword.serving.http._server import Server
 
-llm = AsyncLLM("nano", policy="dlpm", kv_memory="64MiB", max_batch=8)
+llm = AsyncLLM("nano", policy="dlpm:patience=4", kv_memory="64MiB", max_batch=8)
 server = Server(Service.of(llm, config=ServerConfig(port=0, data_dir=Path(sys.argv[1]))))
 server.bind()
 print(server.url, flush=True)
