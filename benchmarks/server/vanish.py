@@ -1,6 +1,6 @@
 """A thousand clients that vanish in the middle: nothing is held for them, nobody else suffers.
 
-`python -m benchmarks.server.vanish`; two or three minutes. Clients close or tear off their connections
+`python -m benchmarks.server.vanish`; a minute or two. Clients close or tear off their connections
 within the head of a request, within its body, before the answer or within it, streamed or whole,
 each of up to three answers of 400 tokens that nobody will read. Beside them a few patient ones ask
 for short answers, whose every token is checked. Thousands of clients of the same kind come before,
