@@ -19,7 +19,7 @@ PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constrain
 RECIPE := pyproject.toml constraints.txt CMakeLists.txt $(wildcard csrc/*)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench trials experiments docs gpu clean
+.PHONY: help demo serve test lint bench trials experiments docs gpu clean
 .DELETE_ON_ERROR:
 
 help: ## show this list
@@ -27,6 +27,9 @@ help: ## show this list
 
 demo: $(VENV)/.stamp-run ## real requests behind shared prefixes, on the model that ships inside
 	@$(BIN)/foreword demo
+
+serve: $(VENV)/.stamp-serve ## OpenAI's API and the live page on the built-in model, at http://127.0.0.1:8000
+	@$(BIN)/foreword serve nano
 
 test: $(VENV)/.stamp-dev ## run the tests
 	@$(BIN)/python -m pytest
@@ -78,6 +81,11 @@ $(VENV)/.stamp-run: $(RECIPE)
 $(VENV)/.stamp-dev: $(VENV)/.stamp-run
 	@echo "adding the tests' and linters' packages (once)" >&2
 	@$(PIP) -e '.[dev]'
+	@touch $@
+
+$(VENV)/.stamp-serve: $(VENV)/.stamp-run
+	@echo "adding the server's packages (once)" >&2
+	@$(PIP) -e '.[serve]'
 	@touch $@
 
 $(VENV)/.stamp-bench: $(VENV)/.stamp-run

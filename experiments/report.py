@@ -125,10 +125,10 @@ def readme_block(results: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join((START, *lines, END))
 
 
-def with_block(text: str, block: str) -> str:
-    """A README with the table put between its marks."""
-    before, _, rest = text.partition(START)
-    _, _, after = rest.partition(END)
+def with_block(text: str, block: str, start: str = START, end: str = END) -> str:
+    """A README with the table put between its marks, which the block brings itself."""
+    before, _, rest = text.partition(start)
+    _, _, after = rest.partition(end)
     return before + block + after
 
 
