@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from foreword.engine import AsyncLLM
+from foreword.scheduling import make_policy
 from foreword.serving.http import Keyring, ServerConfig, Service
 from foreword.serving.http._server import Server
 
@@ -22,12 +23,14 @@ from foreword.serving.http._server import Server
 def main() -> None:
     """Serve until the input ends or says "stop"."""
     asked = json.loads(sys.stdin.readline())
-    llm = AsyncLLM(asked["model"], **asked["llm"])
+    keys = Keyring.of(asked["keys"]) if asked["keys"] else Keyring()
+    policy = make_policy(asked["llm"].pop("policy"), weights=keys.weights)
+    llm = AsyncLLM(asked["model"], policy=policy, **asked["llm"])
     service = Service.of(
         llm,
         model=asked["name"],
         config=ServerConfig(port=0, **asked["config"]),
-        keys=Keyring.of(asked["keys"]) if asked["keys"] else None,
+        keys=keys,
     )
     server = Server(service)
     with server.in_thread():

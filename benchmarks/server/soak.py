@@ -120,6 +120,7 @@ def main(arguments: list[str] | None = None) -> int:
     trial.expect("refused", "share of requests that was refused", at_least=0.05)
     trial.expect("first", "99 % of first tokens of admitted requests within, s", at_most=5)
     trial.expect("goodput", "whole answers per second, of those at capacity", at_least=0.7)
+    trial.expect("weight", "answers of the tenant of weight 2, of one of weight 1", at_least=1.5)
     trial.expect("growth", "growth of the server's memory over the last third", at_most=0.03)
     trial.expect("fault", "faults that the cache's own check finds afterwards", exactly=0)
     trial.expect("held", "whether anything is still held afterwards (1 is yes)", exactly=0)
@@ -143,6 +144,8 @@ def main(arguments: list[str] | None = None) -> int:
     trial.measured("refused", counts["refused"] / run["requests"])
     trial.measured("first", run["ttft"]["p99"])
     trial.measured("goodput", counts["ok"] / run["seconds"] / capacity if capacity else None)
+    served = {name: part["counts"]["ok"] for name, part in run["tenants"].items()}
+    trial.measured("weight", 2 * served["heavy"] / max(1, served["one"] + served["two"]))
     trial.measured("growth", growth(memory))
     trial.measured("fault", bool(state["fault"]))
     trial.measured("held", not is_idle(state))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from typing import Any
 
@@ -32,7 +33,8 @@ def gate_of(
     clock: Clock | None = None,
 ) -> Gate:
     config = ServerConfig(max_waiting=waiting, max_waiting_tokens=tokens)
-    return Gate(config, seats, shared=shared, clock=clock or Clock())
+    weights = {"one": 1.0, "other": 1.0} if shared else None
+    return Gate(config, seats, weights=weights, clock=clock or Clock())
 
 
 def caller(tenant: str = "alice", **limits: int) -> Caller:
@@ -259,6 +261,26 @@ def test_one_tenant_never_fills_the_line_of_many(seats: int, waiting: int) -> No
         for _ in range(max(1, waiting // 9)):
             enter(gate, caller("bob"))
     assert gate.answers <= seats + waiting
+
+
+def test_a_full_line_is_shared_by_weight():
+    """Who asks all the time holds as much of the line as its weight says, whoever came first."""
+    config = ServerConfig(max_waiting=90, max_waiting_tokens=10**9)
+    weights = {"light": 1.0, "heavy": 3.0, "narrow": 1.0}
+    gate = Gate(config, 1, weights=weights, clock=Clock())
+    gate.enter(Caller("narrow"), answers=1, prompt_tokens=1)  # takes the seat
+    tickets: dict[str, list[Any]] = {"light": [], "heavy": []}
+    for turn in range(2000):
+        for tenant, held in tickets.items():
+            with contextlib.suppress(ApiError):
+                held.append(gate.enter(Caller(tenant), answers=1, prompt_tokens=1))
+        leaver = tickets[("light", "heavy")[turn % 2]]
+        if turn % 7 == 0 and leaver:
+            leaver.pop(0).close()
+    heavy, light = len(tickets["heavy"]), len(tickets["light"])
+    assert 2.5 * light <= heavy <= 3.5 * light
+    assert heavy + light > 80
+    gate.enter(Caller("narrow"), answers=1, prompt_tokens=1)  # still finds a place
 
 
 def test_a_place_that_becomes_free_goes_to_whoever_has_less() -> None:

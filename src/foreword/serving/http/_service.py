@@ -107,7 +107,7 @@ class Service:
         """A service with a gate and metrics of its own."""
         config = config or ServerConfig()
         keys = keys or Keyring()
-        gate = Gate(config, llm.max_batch, shared=len(keys.tenants) > 1)
+        gate = Gate(config, llm.max_batch, weights=keys.weights)
         return cls(
             llm=llm,
             model=config.model_name or model,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -89,14 +89,15 @@ class Ticket:
 class Gate:
     """Bounds what waits and what one tenant may use. Belongs to one event loop; nothing waits here.
 
-    The line is shared: where several tenants have keys, one alone may take no more than 8 of 9
-    places, and less as others come, so that those who are within their limits find room. The
-    places left for a newcomer are those the others cannot take.
+    The line is shared: where several tenants have keys, each may hold as many places as a multiple
+    of those that are free (the dynamic thresholds of Choudhury and Hahne, 1998), in proportion to
+    its weight. One alone takes no more than 8 of 9, all together what their weights say, and a
+    newcomer finds the places that the others cannot take.
 
     Args:
         config: `max_waiting` and `max_waiting_tokens`.
         seats: answers that run at once; they do not count as waiting.
-        shared: several tenants have keys.
+        weights: shares of the tenants that have keys; with fewer than two the line is not shared.
         clock: seconds that never go back.
     """
 
@@ -105,12 +106,15 @@ class Gate:
         config: ServerConfig,
         seats: int,
         *,
-        shared: bool = False,
+        weights: Mapping[str, float] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.config = config
         self._seats = seats
-        self._shared = shared
+        weights = weights or {}
+        heaviest = max(weights.values(), default=1.0)
+        self._shared = len(weights) > 1
+        self._slack = {tenant: _SLACK * weight / heaviest for tenant, weight in weights.items()}
         self._clock = clock
         self._accounts: dict[str, _Account] = {}
         self._swept = clock()
@@ -154,7 +158,7 @@ class Gate:
         account = self._accounts.get(caller.tenant) or _Account()
         now = self._clock()
         self._check_tenant(caller, account, 1, 1, now)
-        self._check_line(account, 1, 1, now)
+        self._check_line(caller.tenant, account, 1, 1, now)
 
     def enter(self, caller: Caller, *, answers: int, prompt_tokens: int) -> Ticket:
         """Let a request of so many answers in. O(1).
@@ -167,7 +171,7 @@ class Gate:
         self._check_size(caller, answers, prompt_tokens)
         account = self._accounts.get(caller.tenant) or _Account()
         self._check_tenant(caller, account, answers, prompt_tokens, now)
-        self._check_line(account, answers, prompt_tokens, now)
+        self._check_line(caller.tenant, account, answers, prompt_tokens, now)
         self._sweep(now)
         self._accounts[caller.tenant] = account
         if caller.limits.requests_per_minute is not None:
@@ -213,16 +217,14 @@ class Gate:
     # -- what is refused ---------------------------------------------------------------------------
 
     def _check_size(self, caller: Caller, answers: int, prompt_tokens: int) -> None:
-        limits, config = caller.limits, self.config
+        limits = caller.limits
+        line = self._largest(caller.tenant, self.config.max_waiting)
+        line_tokens = self._largest(caller.tenant, self.config.max_waiting_tokens)
         for has, most, what in (
             (answers, limits.concurrent, "answers and this key's limit at one time is"),
             (prompt_tokens, limits.tokens_per_minute, "prompt tokens and this key's minute has"),
-            (answers, self._seats + self._largest(config.max_waiting), "answers and the line has"),
-            (
-                prompt_tokens,
-                self._largest(config.max_waiting_tokens),
-                "prompt tokens and the line has room for",
-            ),
+            (answers, self._seats + line, "answers and the line has"),
+            (prompt_tokens, line_tokens, "prompt tokens and the line has room for"),
         ):
             if most is not None and has > most:
                 raise ApiError(
@@ -263,33 +265,44 @@ class Gate:
                         window.wait(now, used + more - most),
                     )
 
-    def _check_line(self, account: _Account, answers: int, prompt_tokens: int, now: float) -> None:
+    def _check_line(
+        self, tenant: str, account: _Account, answers: int, prompt_tokens: int, now: float
+    ) -> None:
         """The server's own bounds, and a tenant's part of them."""
+        slack = self._slack_of(tenant)
         most = self.config.max_waiting
         beyond = max(0, self._answers + answers - self._seats)  # those who find no seat
         own = min(account.waiting + answers, beyond)
-        if not self._fits(own, beyond, most):
+        if not self._fits(slack, own, beyond, most):
             excess = max(1, beyond - most)
             raise _full("answers", most, _estimate(excess, self._ended.rate(now)))
         most = self.config.max_waiting_tokens
         total = self._waiting_tokens + prompt_tokens
-        if not self._fits(account.waiting_tokens + prompt_tokens, total, most):
+        if not self._fits(slack, account.waiting_tokens + prompt_tokens, total, most):
             excess = max(1, total - most)
             raise _full("prompt tokens", most, _estimate(excess, self._read.rate(now)))
 
-    def _fits(self, own: int, total: int, most: int) -> bool:
+    def _fits(self, slack: float, own: int, total: int, most: int) -> bool:
         """Whether the line may hold `total`, of them `own` of the tenant that asks.
 
-        Each may have a ninth of the line to its last place, and more only as long as there is
+        Each may have a small part of the line to its last place, and more only as long as there is
         slack: then whoever has much leaves some room to those who have little.
         """
         if total > most or not self._shared:
             return total <= most
-        return own <= max(1, most // (_SLACK + 1)) or own <= _SLACK * (most - total)
+        floor = max(1, int(most * slack / _SLACK) // (_SLACK + 1))
+        return own <= floor or own <= slack * (most - total)
 
-    def _largest(self, most: int) -> int:
-        """What one request may take of an empty line."""
-        return min(most, max(1, _SLACK * most // (_SLACK + 1))) if self._shared else most
+    def _largest(self, tenant: str, most: int) -> int:
+        """What one request of a tenant may take of an empty line."""
+        if not self._shared:
+            return most
+        slack = self._slack_of(tenant)
+        return min(most, max(1, int(slack * most / (slack + 1))))
+
+    def _slack_of(self, tenant: str) -> float:
+        """The multiple of the free places that a tenant may hold."""
+        return self._slack.get(tenant, float(_SLACK))
 
 
 def _estimate(amount: int, rate: float) -> float:
