@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -60,6 +61,7 @@ class VLLMServer:
         }
         self._model = model
         self.url = ""
+        self.version = ""
 
     def __enter__(self) -> VLLMServer:
         with socket.socket() as probe:
@@ -79,6 +81,8 @@ class VLLMServer:
         )
         try:
             self._wait()
+            with urlopen(f"{self.url}/version", timeout=30) as answer:
+                self.version = str(json.load(answer)["version"])
         except BaseException:
             self.__exit__()
             raise

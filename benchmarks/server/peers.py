@@ -128,6 +128,8 @@ def main(arguments: list[str] | None = None) -> int:
                         dtype=size.dtype,
                     )
                 with server as running:
+                    if isinstance(running, VLLMServer):
+                        trial.fact("vllm", {"version": running.version, **running.settings})
                     found[name].append(run_turn(trial, running.url, settings, rates, turn))
     show(trial, found, rates)
     return trial.finish()
