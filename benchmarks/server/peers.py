@@ -80,7 +80,9 @@ def main(arguments: list[str] | None = None) -> int:
     trial.parser.add_argument("--threads", type=int, default=2)
     trial.parser.add_argument("--kv-gib", type=int, default=4)
     trial.parser.add_argument("--only", choices=(OURS, THEIRS), help="one of them, for a try")
+    trial.parser.add_argument("--name", default="peers", help="what the result is called")
     options = trial.options(arguments)
+    trial.name = options.name
     rates = [float(word) for word in options.rates.split(",")]
     names = [options.only] if options.only else [OURS, THEIRS]
     trial.expect("wrong", "answers of ours that were lost, failed or mixed up", exactly=0)

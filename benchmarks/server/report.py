@@ -20,7 +20,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "trials.md"
 README = ROOT / "README.md"
 START, END = "<!-- server:start -->", "<!-- server:end -->"
-ORDER = ("soak", "vanish", "fuzz", "faults", "timing", "peers")
+ORDER = ("soak", "vanish", "fuzz", "faults", "timing", "peers", "peers-long")
 ROWS = (
     ("soak", "crossed", "Ten minutes at twice its capacity"),
     ("soak", "first", "Ten minutes at twice its capacity"),
@@ -28,7 +28,8 @@ ROWS = (
     ("fuzz", "wrong", "10,000 broken requests"),
     ("faults", "kill_lost", "Killed in the middle of a batch"),
     ("timing", "apart_area", "Two tenants, one prompt, 0.5 is a guess"),
-    ("peers", "ratio", "Beside vLLM's CPU build, shared system prompts"),
+    ("peers", "ratio", "Beside vLLM's CPU build, four system prompts of 1,024 tokens"),
+    ("peers-long", "ratio", "Beside vLLM's CPU build, two system prompts of 4,096 tokens"),
 )
 """What the README shows: a trial, one of its verdicts by name, and what it is called there."""
 HEAD = """\
