@@ -97,7 +97,8 @@ async def measure(llm: AsyncLLM, rounds: int, seed: int, trial: Trial) -> dict[s
     lot = random.Random(seed)
     keys = [{"key": f"{name}-0123456789abcdef", "tenant": name} for name in ("victim", "attacker")]
     service = Service.of(llm, keys=Keyring.of(keys))
-    shared = [lot.randrange(5, VOCAB) for _ in range(SHARED)]
+    # No prompt begins with its first token, or that token would be public ground for it.
+    shared = [VOCAB - 1, *(lot.randrange(5, VOCAB) for _ in range(SHARED - 1))]
     await llm.pin("shared", shared, public=True)
     for i in range(WARM):
         for kind in KINDS:
