@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import signal
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
@@ -13,6 +14,10 @@ import pytest
 import torch
 
 from foreword.models import LoadedModel, wrap_model
+
+# Jobs that a script starts in the background ignore Ctrl-C, and so would what the tests interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 torch.set_num_threads(1)  # models this small only wait for each other's threads
 
