@@ -99,12 +99,13 @@ def markdown_table(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 def conditions_line(result: Mapping[str, Any]) -> str:
     """Under which conditions it was measured, in a line."""
     told = result["conditions"]
+    seeds = f"seeds {', '.join(map(str, result['seeds']))}; " if "seeds" in result else ""
     machine, versions, source = told["machine"], told["versions"], told["source"]
     commit = (source["commit"] or "unknown")[:10] + (" with changes" if source["dirty"] else "")
     return (
         f"{machine['cpu']}, {machine['cores']} cores; Python {versions['python']}, "
-        f"torch {versions['torch']}; commit {commit}; {told['date'][:10]}; seeds "
-        f"{', '.join(map(str, result['seeds']))}; {result['seconds']:.0f} s in all."
+        f"torch {versions['torch']}; commit {commit}; {told['date'][:10]}; {seeds}"
+        f"{result['seconds']:.0f} s in all."
     )
 
 

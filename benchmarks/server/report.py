@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from experiments.lab import ROOT, cell
-from experiments.report import markdown_table, with_block
+from experiments.report import conditions_line, markdown_table, with_block
 
 RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "trials.md"
@@ -86,18 +86,6 @@ def _tables(result: Mapping[str, Any]) -> Iterator[tuple[str, list[Any]]]:
             for row in rows
         ):
             yield title, rows
-
-
-def conditions_line(result: Mapping[str, Any]) -> str:
-    """Under which conditions it was measured, in a line."""
-    told = result["conditions"]
-    machine, versions, source = told["machine"], told["versions"], told["source"]
-    commit = (source["commit"] or "unknown")[:10] + (" with changes" if source["dirty"] else "")
-    return (
-        f"{machine['cpu']}, {machine['cores']} cores; Python {versions['python']}, "
-        f"torch {versions['torch']}; commit {commit}; {told['date'][:10]}; "
-        f"{result['seconds']:.0f} s in all."
-    )
 
 
 def readme_block(results: Sequence[Mapping[str, Any]]) -> str:

@@ -59,7 +59,7 @@ def test_a_plain_product_on_a_cpu_lets_go_of_the_original():
 
 
 def test_products_meet_few_sizes():
-    """Each size costs oneDNN half a megabyte of code for good; a server meets every size."""
+    """oneDNN keeps code for each size for good; a server meets every size."""
     weight = torch.randn(5, 7)
     if not packs(weight):
         pytest.skip("this torch or this processor has no packed products")

@@ -44,9 +44,9 @@ class PlainLinear:
 def packed_rows(rows: int) -> int:
     """The number of rows that a product of `rows` is computed with: the next of a few dozen sizes.
 
-    oneDNN compiles and keeps code for every size it meets. A server meets them all: with each taken
-    as it comes, that grows to gigabytes and takes longer than the product. The steps are fine where
-    products are bound by arithmetic, so that little of it is wasted.
+    oneDNN compiles and keeps code for every size it meets, and a server meets them all: taken as
+    they come, memory would grow with each. The steps are fine where products are bound by
+    arithmetic, so that little of it is wasted.
     """
     if rows <= 16:
         return 1 << (rows - 1).bit_length() if rows else 0
