@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         SamplingParams,
         TokenLogprob,
     )
+    from foreword.prefixes import Prefix
 
 __all__ = [
     "LLM",
@@ -33,6 +34,7 @@ __all__ = [
     "Chunk",
     "ForewordError",
     "Output",
+    "Prefix",
     "PrefixStats",
     "Progress",
     "Result",
@@ -49,6 +51,7 @@ _HOMES = {
     "AsyncLLM": "foreword.engine",
     "Chunk": "foreword.engine",
     "Output": "foreword.engine",
+    "Prefix": "foreword.prefixes",
     "PrefixStats": "foreword.engine",
     "Progress": "foreword.engine",
     "Result": "foreword.engine",

@@ -1,6 +1,7 @@
 """Loading a model and running it on packed rows."""
 
 from foreword.models._bridge import KeyValueStore, PackedModel, PackedStep
+from foreword.models._fingerprint import fingerprint
 from foreword.models._lean import LeanModel
 from foreword.models._lean_fit import lean_reason
 from foreword.models._lean_graph import GraphedModel
@@ -20,6 +21,7 @@ __all__ = [
     "PackedModel",
     "PackedStep",
     "Tokenizer",
+    "fingerprint",
     "lean_reason",
     "load_model",
     "unsupported_features",
