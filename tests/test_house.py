@@ -29,6 +29,7 @@ FACE = {
     "TokenLogprob",
     "Chunk",
     "Progress",
+    "Prefix",
     "PrefixStats",
     "ForewordError",
     "__version__",

@@ -3,5 +3,6 @@
 from foreword.prefixes.methods._batch import Batch, Example
 from foreword.prefixes.methods._method import Loss, Method
 from foreword.prefixes.methods._prefix_tuning import PrefixTuning
+from foreword.prefixes.methods._registry import METHODS, make_method
 
-__all__ = ["Batch", "Example", "Loss", "Method", "PrefixTuning"]
+__all__ = ["METHODS", "Batch", "Example", "Loss", "Method", "PrefixTuning", "make_method"]
