@@ -1,15 +1,17 @@
 """The results of all experiments as one page of the documentation.
 
     python -m experiments.report            # print it
-    python -m experiments.report --write    # write docs/experiments.md and the README's table
+    python -m experiments.report --write    # write docs/experiments.md, and the tables elsewhere
 
-A test holds both to the result files.
+The README has tables of verdicts, and a method's page in docs/prefixes the results of its own
+experiment, each between marks. A test holds all of them to the result files.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,8 +23,10 @@ SHOWN = 2
 
 PAGE = ROOT / "docs" / "experiments.md"
 README = ROOT / "README.md"
-START, END = "<!-- experiments:start -->", "<!-- experiments:end -->"
-ROWS = {
+PAGES = ROOT / "docs" / "prefixes"
+START, END = "<!-- {}:start -->", "<!-- {}:end -->"
+_EMBEDDED = re.compile(r"<!-- result:(\w+):start -->.*?<!-- result:\1:end -->", re.DOTALL)
+ROWS: dict[tuple[str, str], str] = {
     (
         "batchllm_mooncake",
         "gain",
@@ -36,7 +40,14 @@ ROWS = {
     ("d2lpm", "affinity"): "D²LPM, simulated",
     ("simulator_check", "time"): "the simulator itself, beside the engine",
 }
-"""What the README shows: an experiment's verdict by name, and how it is called there."""
+"""What the README shows of schedulers: an experiment's verdict by name, and what it calls it."""
+
+PREFIX_ROWS: dict[tuple[str, str], str] = {}
+"""The same of learned prefixes."""
+
+BLOCKS = {"experiments": ROWS, "prefixes": PREFIX_ROWS}
+"""The README's tables by the name of their marks."""
+
 HEAD = """\
 # Experiments
 
@@ -58,6 +69,12 @@ def section(result: Mapping[str, Any]) -> Iterator[str]:
     yield ""
     yield f"Claim ({result['paper']}): {result['claim']}."
     yield ""
+    yield from body(result, "###", SHOWN)
+    yield ""
+
+
+def body(result: Mapping[str, Any], heading: str, tables: int) -> Iterator[str]:
+    """Verdicts, the first tables below headings, conditions."""
     yield "| expected | median | values | verdict |"
     yield "|---|---:|---|---|"
     for verdict in result["verdicts"]:
@@ -67,20 +84,19 @@ def section(result: Mapping[str, Any]) -> Iterator[str]:
             f"| {verdict['expected']} | {cell(verdict['median'])} | {shown} "
             f"| **{verdict['verdict']}** |"
         )
-    shown = list(result["tables"].items())[:SHOWN]
-    for title, rows in shown:
+    first = list(result["tables"].items())[:tables]
+    for title, rows in first:
         yield ""
-        yield f"### {result['experiment']}: {title}"
+        yield f"{heading} {result['experiment']}: {title}"
         yield ""
         yield from markdown_table(rows)
     yield ""
-    left = len(result["tables"]) - len(shown)
+    left = len(result["tables"]) - len(first)
     if left:
         file = f"experiments/results/{result['experiment']}.json"
         yield f"{left} more table{'s' if left > 1 else ''} in `{file}`."
         yield ""
     yield conditions_line(result)
-    yield ""
 
 
 def markdown_table(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
@@ -109,11 +125,11 @@ def conditions_line(result: Mapping[str, Any]) -> str:
     )
 
 
-def readme_block(results: Sequence[Mapping[str, Any]]) -> str:
-    """The README's table: one number of each experiment, and how many expectations it met."""
+def readme_block(results: Sequence[Mapping[str, Any]], mark: str) -> str:
+    """A table of the README: one number of each experiment, and how many expectations it met."""
     by_name = {result["experiment"]: result for result in results}
     lines = ["| | measured | expected | met, of all |", "|---|---:|---|---:|"]
-    for (name, wanted), what in ROWS.items():
+    for (name, wanted), what in BLOCKS[mark].items():
         if name not in by_name:
             continue
         verdicts = by_name[name]["verdicts"]
@@ -123,11 +139,36 @@ def readme_block(results: Sequence[Mapping[str, Any]]) -> str:
         lines.append(
             f"| {what}: {told} | {cell(shown['median'])} | {limits} | {met} of {len(verdicts)} |"
         )
-    return "\n".join((START, *lines, END))
+    return "\n".join((START.format(mark), *lines, END.format(mark)))
 
 
-def with_block(text: str, block: str, start: str = START, end: str = END) -> str:
-    """A README with the table put between its marks, which the block brings itself."""
+def with_blocks(text: str, results: Sequence[Mapping[str, Any]]) -> str:
+    """A README with its tables put between their marks; those without marks are left out."""
+    for mark in BLOCKS:
+        start, end = START.format(mark), END.format(mark)
+        if start in text:
+            text = with_block(text, readme_block(results, mark), start, end)
+    return text
+
+
+def with_results(text: str, results: Sequence[Mapping[str, Any]]) -> str:
+    """A page with the results that it marks (`<!-- result:NAME:start -->`) put between the marks.
+
+    Raises:
+        KeyError: a mark names an experiment that has no result.
+    """
+    by_name = {result["experiment"]: result for result in results}
+
+    def block(found: re.Match[str]) -> str:
+        mark = f"result:{found[1]}"
+        lines = body(by_name[found[1]], "###", 1)
+        return "\n".join((START.format(mark), "", *lines, "", END.format(mark)))
+
+    return _EMBEDDED.sub(block, text)
+
+
+def with_block(text: str, block: str, start: str, end: str) -> str:
+    """A text with the block put between its marks, which the block brings itself."""
     before, _, rest = text.partition(start)
     _, _, after = rest.partition(end)
     return before + block + after
@@ -141,14 +182,16 @@ def load_results(directory: Path = RESULTS) -> list[dict[str, Any]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, add_help=True)
-    parser.add_argument("--write", action="store_true", help="write the page and the README")
+    parser.add_argument("--write", action="store_true", help="write the pages and the README")
     given = parser.parse_args()
     results = load_results()
     text = page(results)
     if given.write:
         PAGE.write_text(text, encoding="utf-8")
         readme = README.read_text(encoding="utf-8")
-        README.write_text(with_block(readme, readme_block(results)), encoding="utf-8")
+        README.write_text(with_blocks(readme, results), encoding="utf-8")
+        for path in sorted(PAGES.glob("*.md")):
+            path.write_text(with_results(path.read_text("utf-8"), results), encoding="utf-8")
     else:
         print(text, end="")
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import pytest
+
 from experiments.report import (
-    END,
+    BLOCKS,
     PAGE,
+    PAGES,
     README,
-    ROWS,
-    START,
     load_results,
     markdown_table,
     page,
-    readme_block,
     section,
     with_block,
+    with_blocks,
+    with_results,
 )
 
 RESULT = {
@@ -72,13 +74,33 @@ def test_the_page_in_the_documentation_is_that_of_the_results():
     assert PAGE.read_text(encoding="utf-8") == page(load_results())
 
 
-def test_the_readmes_table_is_that_of_the_results():
+def test_the_readmes_tables_are_those_of_the_results():
     text = README.read_text(encoding="utf-8")
     results = load_results()
-    assert text == with_block(text, readme_block(results))
-    assert {name for name, _ in ROWS} == {result["experiment"] for result in results}
+    assert text == with_blocks(text, results)
+    shown = {name for rows in BLOCKS.values() for name, _ in rows}
+    assert shown == {result["experiment"] for result in results}
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in PAGES.glob("*.md")))
+def test_a_methods_page_shows_its_results(name):
+    text = (PAGES / name).read_text(encoding="utf-8")
+    assert text == with_results(text, load_results())
+
+
+def test_a_result_goes_between_its_marks():
+    text = "before\n<!-- result:trial:start -->\nold\n<!-- result:trial:end -->\nafter\n"
+    made = with_results(text, [RESULT])
+    assert "old" not in made
+    assert made.startswith("before\n<!-- result:trial:start -->\n\n| expected")
+    assert "| a | 1,200 |" in made
+    assert made.endswith("<!-- result:trial:end -->\nafter\n")
+    assert with_results(made, [RESULT]) == made
+    with pytest.raises(KeyError):
+        with_results(text, [])
 
 
 def test_only_what_stands_between_the_marks_is_replaced():
-    text = f"before {START} old {END} after"
-    assert with_block(text, f"{START}new{END}") == f"before {START}new{END} after"
+    assert with_block("before <a> old <b> after", "<a>new<b>", "<a>", "<b>") == (
+        "before <a>new<b> after"
+    )
