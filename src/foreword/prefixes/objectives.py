@@ -59,3 +59,48 @@ def kl_to_base(logits: Tensor, base: Tensor, where: Tensor) -> Tensor:
     theirs = functional.log_softmax(base[:, :-1].float(), dim=-1).detach()
     divergence = (theirs.exp() * (theirs - ours)).sum(-1)
     return torch.where(kept, divergence, 0.0).sum() / kept.sum().clamp_min(1)
+
+
+def sequence_log_prob(logits: Tensor, labels: Tensor) -> Tensor:
+    """`[rows]`: log-probability of all of a row's labels together, in nats; grows with length."""
+    return token_log_probs(logits, labels)[0].sum(-1)
+
+
+def rank_loss(
+    better: Tensor, worse: Tensor, *, form: str = "hinge", margin: float = 1.0, scale: float = 1.0
+) -> Tensor:
+    """Mean over pairs of how far the better score is from winning by the margin.
+
+        z = margin - scale * (better - worse);   "hinge": max(0, z),   "logistic": log(1 + exp(z))
+
+    It falls just as well when only `worse` falls: log both scores.
+
+    Args:
+        better, worse: `[pairs]`, `sequence_score` or `sequence_log_prob` of either side.
+        margin: in the unit of the scores times `scale`.
+
+    Raises:
+        ValueError: another form.
+    """
+    short = margin - scale * (better - worse)
+    if form == "hinge":
+        return short.clamp_min(0).mean()
+    if form == "logistic":
+        return functional.softplus(short).mean()
+    raise ValueError(f'the ranking loss is "hinge" or "logistic", not {form!r}')
+
+
+def contrast(logits: Tensor, other: Tensor, labels: Tensor) -> Tensor:
+    """Mean of -log p / (p + q) over the labels, p theirs under `logits`, q under `other`.
+
+    What it is used for depends on who is who: with two prefixes it tells them apart at the labels
+    (SVEN, He & Vechev 2023, arXiv 2302.05319); with the base model as `other` it lifts the labels
+    above the base model's, and with the base model as `logits` it holds them below. Gradients flow
+    to both sides that have them.
+    """
+    ours, kept = token_log_probs(logits, labels)
+    theirs, _ = token_log_probs(other, labels)
+    # -log p / (p + q) = log(1 + q / p)
+    return torch.where(kept, functional.softplus(theirs - ours), 0.0).sum() / kept.sum().clamp_min(
+        1
+    )
