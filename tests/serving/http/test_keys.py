@@ -128,6 +128,13 @@ def test_a_tenant_may_have_several_keys() -> None:
         ([entry(weight="2")], "weight"),
         ([entry(operator="yes")], "operator"),
         ([entry(limits=[])], "limits must be"),
+        ([entry(prefixes="all")], "prefixes must be a list"),
+        ([entry(prefixes={"a": 1})], "prefixes must be a list"),
+        ([entry(prefixes=[""])], "1 to 256"),
+        ([entry(prefixes=["x" * 257])], "1 to 256"),
+        ([entry(prefixes=[3])], "1 to 256"),
+        ([entry(prefixes=["a"]), entry(key=BOB)], "prefixes"),
+        ([entry(prefixes=["a"]), entry(key=BOB, prefixes=["a", "b"])], "prefixes"),
         ([entry(limits={"requests": 3})], "unknown limit requests"),
         ([entry(limits={"concurrent": 0})], "concurrent"),
         ([entry(limits={"concurrent": 1.5})], "concurrent"),
@@ -228,3 +235,28 @@ def test_nothing_shows_a_key_or_what_it_was_hashed_to() -> None:
     assert hashlib.sha256(ALICE.encode()).hexdigest() not in shown
     assert repr(hashlib.sha256(ALICE.encode()).digest()) not in shown
     assert ALICE not in repr(vars(keys))
+
+
+@pytest.mark.parametrize(
+    ("prefixes", "may", "may_not"),
+    [
+        (None, ["a", "b-1", ""], []),
+        ([], [], ["a", "", "*"]),
+        (["a", "b-*"], ["a", "b-", "b-1/2"], ["A", "aa", "b", "c-b-1", "*"]),
+        (["?[xy]"], ["ax", "by"], ["az", "axy"]),
+    ],
+)
+def test_a_tenant_may_name_the_prefixes_that_fit_its_patterns(
+    prefixes: list[str] | None, may: list[str], may_not: list[str]
+) -> None:
+    given = {} if prefixes is None else {"prefixes": prefixes}
+    keys = Keyring.of([entry(**given)])
+    # With its key, and without it, as its batches run.
+    for caller in (keys.identify(f"Bearer {ALICE}"), keys.caller("alice")):
+        assert caller is not None
+        assert [name for name in [*may, *may_not] if caller.may_name(name)] == may
+
+
+def test_a_tenants_batches_are_never_an_operators() -> None:
+    caller = Keyring.of([entry(operator=True, prefixes=["a"])]).caller("alice")
+    assert caller == Caller("alice", prefixes=("a",))

@@ -9,7 +9,8 @@ import math
 import re
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
+from fnmatch import fnmatchcase
 from os import PathLike
 from typing import Any
 
@@ -20,7 +21,8 @@ from foreword.serving.http.guard._private import read_private
 MIN_KEY = 16
 """Characters of the shortest key that is accepted; `new_key` makes longer ones."""
 
-_FIELDS = ("key", "key_sha256", "tenant", "weight", "operator", "limits")
+_FIELDS = ("key", "key_sha256", "tenant", "weight", "operator", "limits", "prefixes")
+_MAX_PATTERN = 256
 _KEY = re.compile(r"[\x21-\x7e]+")
 _SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 _BEARER = re.compile(r"bearer +([^ ]+) *", re.IGNORECASE)
@@ -52,11 +54,20 @@ class Caller:
         tenant: whose credit and cache it uses; "" where no keys are set.
         operator: whether it may see metrics and the live page and change what is pinned.
         limits: what the tenant may use.
+        prefixes: patterns of the learned prefixes that the tenant may name, `*`, `?` and `[...]`
+            as in a shell; None for all of them.
     """
 
     tenant: str = ""
     operator: bool = False
     limits: Limits = field(default_factory=Limits)
+    prefixes: tuple[str, ...] | None = None
+
+    def may_name(self, prefix: str) -> bool:
+        """Whether the tenant was given the learned prefix of this name. O(patterns)."""
+        if self.prefixes is None:
+            return True
+        return any(fnmatchcase(prefix, pattern) for pattern in self.prefixes)
 
 
 @dataclass(frozen=True)
@@ -64,6 +75,11 @@ class _Entry:
     digest: bytes = field(repr=False)
     caller: Caller
     weight: float
+
+    @property
+    def of_tenant(self) -> tuple[object, ...]:
+        """What all keys of a tenant have in common: its batches run without any of them."""
+        return self.weight, self.caller.limits, self.caller.prefixes
 
 
 class Keyring:
@@ -80,7 +96,8 @@ class Keyring:
         """The keys of these entries, as they stand in a file of keys.
 
         Each has a `key` or its `key_sha256` (64 hexadecimal digits) and a `tenant`; a `weight`
-        (above 0, default 1), `operator` (default false) and `limits` may follow.
+        (above 0, default 1), `operator` (default false), `limits` and `prefixes` (patterns of names
+        of learned prefixes; without it all, [] for none) may follow.
 
         Raises:
             ParameterError: an entry is wrong, or there is none; the message never shows a key.
@@ -92,10 +109,11 @@ class Keyring:
         for i, entry in enumerate(read, 1):
             j = first.setdefault(entry.caller.tenant, i)
             other = read[j - 1]
-            if (other.weight, other.caller.limits) != (entry.weight, entry.caller.limits):
+            if other.of_tenant != entry.of_tenant:
                 raise ParameterError(
                     f"{source}, entries {j} and {i}: two keys of tenant {entry.caller.tenant!r} "
-                    "differ in weight or limits, which belong to the tenant: make them the same"
+                    "differ in weight, limits or prefixes, which belong to the tenant: make them "
+                    "the same"
                 )
             if any(entry.digest == other.digest for other in read[: i - 1]):
                 raise ParameterError(f"{source}, entry {i}: this key stands there twice")
@@ -153,7 +171,7 @@ class Keyring:
         never an operator. None where the tenant has no key any more."""
         for entry in self._entries:
             if entry.caller.tenant == tenant:
-                return Caller(tenant, limits=entry.caller.limits)
+                return replace(entry.caller, operator=False)
         return Caller() if self.empty and not tenant else None
 
     def identify(self, authorization: str | None) -> Caller:
@@ -227,7 +245,12 @@ def _entry(raw: object, where: str) -> _Entry:
     if not _is_number(weight) or weight <= 0:
         raise ParameterError(f"{where}: weight must be a number above 0")
     digest = _key_digest(raw["key"], where) if "key" in raw else _hex(raw["key_sha256"], where)
-    caller = Caller(_tenant(raw.get("tenant"), where), operator, _limits(raw.get("limits"), where))
+    caller = Caller(
+        _tenant(raw.get("tenant"), where),
+        operator,
+        _limits(raw.get("limits"), where),
+        _prefixes(raw.get("prefixes"), where),
+    )
     return _Entry(digest, caller, float(weight))
 
 
@@ -265,6 +288,19 @@ def _limits(raw: object, where: str) -> Limits:
         if value is not None and (not _is_number(value) or value != int(value) or value < 1):
             raise ParameterError(f"{where}: {name} must be a whole number of at least 1, or null")
     return Limits(**{name: value if value is None else int(value) for name, value in raw.items()})
+
+
+def _prefixes(raw: object, where: str) -> tuple[str, ...] | None:
+    if raw is None:
+        return None
+    if not isinstance(raw, Sequence) or isinstance(raw, str):
+        raise ParameterError(f'{where}: prefixes must be a list of names, such as ["legal-*"]')
+    for pattern in raw:
+        if not isinstance(pattern, str) or not 1 <= len(pattern) <= _MAX_PATTERN:
+            raise ParameterError(
+                f"{where}: each of prefixes must be a text of 1 to {_MAX_PATTERN} characters"
+            )
+    return tuple(sorted(set(raw)))
 
 
 def _is_number(value: object) -> bool:
