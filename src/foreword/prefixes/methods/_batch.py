@@ -67,3 +67,8 @@ class Batch:
     def tokens(self) -> int:
         """Real tokens, prompts among them."""
         return int(self.mask.sum())
+
+    @property
+    def learned(self) -> int:
+        """Labels that are predicted: neither ignored nor the first token of a row."""
+        return int((self.labels[:, 1:] != IGNORED).sum())

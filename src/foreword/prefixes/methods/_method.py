@@ -37,10 +37,13 @@ class Loss:
     Attributes:
         value: scalar with gradients: what the trainer minimises.
         parts: its terms in plain numbers, for the log ("lm", "kl", ...).
+        weight: what `value` is a mean over: labels for plain language modelling, so that several
+            batches together cost what one large batch does. None: the rows of the batch.
     """
 
     value: Tensor
     parts: Mapping[str, float] = field(default_factory=dict)
+    weight: float | None = None
 
 
 class Method(nn.Module, ABC):
@@ -61,6 +64,16 @@ class Method(nn.Module, ABC):
     def __init__(self, shape: PrefixShape) -> None:
         super().__init__()
         self.shape = shape
+        self.settings: dict[str, Any] = {}
+        """What `make_method` was given: enough to make it anew. JSON."""
+
+    @classmethod
+    def settings_from(cls, examples: Sequence[Example]) -> dict[str, Any]:
+        """Settings that the data decide, such as the attributes it names; by default none.
+
+        `foreword train prefix` takes them where the user gave none. O(examples).
+        """
+        return {}
 
     def start(self, model: Any, examples: Sequence[Example]) -> None:
         """Set initial values that need the model or the data. Called once, before training.
@@ -76,7 +89,7 @@ class Method(nn.Module, ABC):
         """What is minimised: by default the language model's loss behind the prefix."""
         logits = run(model, batch.ids, batch.mask, self.rows(model, batch)).logits
         value = lm_loss(logits, batch.labels)
-        return Loss(value, {"lm": float(value.detach())})
+        return Loss(value, {"lm": float(value.detach())}, weight=batch.learned)
 
     def collate(self, examples: Sequence[Example], device: Any = None) -> Batch:
         """Examples as this method's `loss` wants them."""

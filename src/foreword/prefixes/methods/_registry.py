@@ -1,0 +1,33 @@
+"""The methods by the names that users write."""
+
+from __future__ import annotations
+
+from inspect import signature
+from typing import TYPE_CHECKING, Any
+
+from foreword.prefixes._errors import PrefixError
+from foreword.prefixes.methods._prefix_tuning import PrefixTuning
+
+if TYPE_CHECKING:
+    from foreword.prefixes._shape import PrefixShape
+    from foreword.prefixes.methods._method import Method
+
+METHODS: dict[str, type[Method]] = {method.name: method for method in (PrefixTuning,)}
+
+
+def make_method(name: str, shape: PrefixShape, **settings: Any) -> Method:
+    """A method by name, with its settings as keyword arguments.
+
+    Raises:
+        PrefixError: no such method, a setting it does not have, or one it refuses.
+    """
+    method = METHODS.get(name)
+    if method is None:
+        raise PrefixError(f"no method is called {name!r}; there are {', '.join(METHODS)}")
+    known = [key for key in signature(method).parameters if key != "shape"]
+    unknown = sorted(settings.keys() - set(known))
+    if unknown:
+        raise PrefixError(f"{name} has no setting {unknown[0]!r}; it has {', '.join(known)}")
+    made = method(shape, **settings)
+    made.settings = dict(settings)
+    return made
