@@ -11,15 +11,19 @@ layer; :meth:`WorkList.advance` grows it by a token per row while nobody joins o
 
 from foreword.attention._backend import Backend
 from foreword.attention._errors import BackendError, PlanError
+from foreword.attention._linear import FEATURE_MAPS, FeatureMap, LinearSegment
 from foreword.attention._planner import Span, plan
 from foreword.attention._registry import backends, choose
 from foreword.attention._state import AttentionState, empty_state, merge, merge_many
 from foreword.attention._worklist import WorkList
 
 __all__ = [
+    "FEATURE_MAPS",
     "AttentionState",
     "Backend",
     "BackendError",
+    "FeatureMap",
+    "LinearSegment",
     "PlanError",
     "Span",
     "WorkList",
