@@ -1,8 +1,20 @@
 """Methods of making prefixes, one file each."""
 
 from foreword.prefixes.methods._batch import Batch, Example
+from foreword.prefixes.methods._comparative import ComparativePrefix
 from foreword.prefixes.methods._method import Loss, Method
 from foreword.prefixes.methods._prefix_tuning import PrefixTuning
+from foreword.prefixes.methods._private import PrivateText
 from foreword.prefixes.methods._registry import METHODS, make_method
 
-__all__ = ["METHODS", "Batch", "Example", "Loss", "Method", "PrefixTuning", "make_method"]
+__all__ = [
+    "METHODS",
+    "Batch",
+    "ComparativePrefix",
+    "Example",
+    "Loss",
+    "Method",
+    "PrefixTuning",
+    "PrivateText",
+    "make_method",
+]

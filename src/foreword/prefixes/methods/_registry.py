@@ -6,13 +6,17 @@ from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 from foreword.prefixes._errors import PrefixError
+from foreword.prefixes.methods._comparative import ComparativePrefix
 from foreword.prefixes.methods._prefix_tuning import PrefixTuning
+from foreword.prefixes.methods._private import PrivateText
 
 if TYPE_CHECKING:
     from foreword.prefixes._shape import PrefixShape
     from foreword.prefixes.methods._method import Method
 
-METHODS: dict[str, type[Method]] = {method.name: method for method in (PrefixTuning,)}
+METHODS: dict[str, type[Method]] = {
+    method.name: method for method in (PrefixTuning, ComparativePrefix, PrivateText)
+}
 
 
 def make_method(name: str, shape: PrefixShape, **settings: Any) -> Method:
