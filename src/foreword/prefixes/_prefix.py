@@ -14,6 +14,7 @@ may be joined as they are, as long as the text behind them stands where both exp
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -35,7 +36,8 @@ if TYPE_CHECKING:
 class Prefix:
     """Keys and values of every layer, to be read by a text that follows.
 
-    A value: nothing changes it. Two prefixes are the same if their `identity` is.
+    A value: it holds a copy of what it is given and nothing changes it. Two prefixes are equal if
+    their `identity` is.
 
     Attributes:
         kv: `[layers, 2, kv_heads, length, head_dim]`, keys (index 0) after rotary positions and
@@ -45,11 +47,11 @@ class Prefix:
         model: fingerprint of the model that it belongs to (`foreword.models.fingerprint`); "" where
             nobody knows, and then only shapes are compared.
         base: what that model was called, for people and for PEFT.
-        provenance: how it was made: method, data, steps, losses. Must be JSON.
+        provenance: how it was made: method, data, steps, losses. Kept as JSON reads it back.
 
     Raises:
         PrefixError: another number of dimensions, no positions, a dtype that is not a float,
-            numbers that are not finite, or a negative offset.
+            numbers that are not finite, a negative offset, or a provenance that is not JSON.
     """
 
     kv: Tensor = field(repr=False)
@@ -69,11 +71,25 @@ class Prefix:
             raise PrefixError(f"a prefix holds float32, bfloat16 or float16, not {kv.dtype}")
         if not bool(kv.isfinite().all()):
             raise PrefixError("a prefix holds numbers that are not finite: was its training sound?")
+        if isinstance(self.position_offset, bool) or not isinstance(self.position_offset, int):
+            raise PrefixError(f"position_offset is {self.position_offset!r}: give a whole number")
         if self.position_offset == -1:
             object.__setattr__(self, "position_offset", self.length)
         if self.position_offset < 0:
-            raise PrefixError(f"position_offset is {self.position_offset}: give 0 or more")
-        object.__setattr__(self, "kv", kv.detach())
+            raise PrefixError(
+                f"position_offset is {self.position_offset}: give 0 or more, or -1 for the "
+                "position right behind the prefix"
+            )
+        object.__setattr__(self, "provenance", _as_json(self.provenance))
+        with torch.inference_mode(False):  # what an engine made must do for training too
+            copy = kv.detach().clone(memory_format=torch.contiguous_format)
+        object.__setattr__(self, "kv", copy)
+
+    def __eq__(self, other: object) -> bool:
+        return self.identity == other.identity if isinstance(other, Prefix) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self.identity)
 
     @property
     def length(self) -> int:
@@ -97,16 +113,25 @@ class Prefix:
 
         O(bytes) the first time. Names, model and provenance are not part of it.
         """
-        kv = self.kv.cpu().contiguous()
+        kv = self.kv.cpu()
         digest = hashlib.sha256(f"{list(kv.shape)} {kv.dtype} {self.position_offset} ".encode())
         digest.update(kv.view(-1).view(torch.uint8).numpy().data)
         return digest.hexdigest()
 
     def to(self, dtype: torch.dtype | None = None, device: Any = None) -> Prefix:
-        """The same prefix in another number format or elsewhere; itself where nothing changes."""
+        """The same prefix in another number format or elsewhere; itself where nothing changes.
+
+        Raises:
+            PrefixError: a number too large for the format.
+        """
         kv = self.kv.to(device=device, dtype=dtype)
         if kv is self.kv:
             return self
+        if not bool(kv.isfinite().all()):
+            raise PrefixError(
+                f"the prefix has numbers too large for {dtype}: keep {self.kv.dtype}, or use "
+                "bfloat16"
+            )
         return Prefix(kv, self.position_offset, self.model, self.base, self.provenance)
 
     def check(self, model: Any, *, fingerprint: str | None = None) -> None:
@@ -191,9 +216,21 @@ class Prefix:
     def load(cls, directory: str | PathLike[str]) -> Prefix:
         """Read what `save`, or PEFT's `save_pretrained` of a prefix, wrote. Never unpickles.
 
+        Args:
+            directory: that of the two files; or "nano:NAME", a prefix that is shipped with nano.
+
         Raises:
             PrefixError: nothing there, not a prefix, or damaged.
         """
         from foreword.prefixes._peft import load
 
         return load(directory)
+
+
+def _as_json(provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy as it will be read back from a file."""
+    try:
+        copy = json.loads(json.dumps(dict(provenance), allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise PrefixError(f"the provenance of a prefix must be JSON: {error}") from error
+    return copy  # type: ignore[no-any-return]
