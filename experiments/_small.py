@@ -20,9 +20,13 @@ def tiny_llama(
     heads: int = 4,
     kv_heads: int = 2,
     context: int = 256,
+    spread: float = 0.02,
     seed: int = 0,
 ) -> Any:
-    """A random model of the Llama shape, float32, in evaluation mode."""
+    """A random model of the Llama shape, float32, in evaluation mode.
+
+    `spread` is the standard deviation of the weights: 0.1 learns to copy many times faster.
+    """
     from transformers import AutoModelForCausalLM, LlamaConfig
 
     torch.manual_seed(seed)
@@ -39,6 +43,7 @@ def tiny_llama(
         bos_token_id=None,
         eos_token_id=None,
         pad_token_id=None,
+        initializer_range=spread,
     )
     return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
 
