@@ -85,7 +85,24 @@ def private(seed: int = 0, count: int = 8) -> list[Example]:
     return made
 
 
+STYLES = {"attributes": {"style": ["x", "y"]}}
+
 TABLE: Sequence[Case] = (
     Case("prefix-tuning", {"length": 3}, texts, label="direct"),
     Case("prefix-tuning", {"length": 3, "hidden": 8, "width": 4}, texts, label="mlp"),
+    Case("comparative", {"length": 3}, pairs),
+    Case("private-text", {"length": 3}, private),
+    Case("control-prefixes", {**STYLES, "length": 2, "control_length": 1}, attributed),
+    Case(
+        "control-prefixes",
+        {**STYLES, "length": 2, "hidden": 8, "width": 4, "unseen": "zero"},
+        attributed,
+        label="mlp",
+    ),
+    Case(
+        "control-prefixes",
+        {**STYLES, "length": 2, "hidden": 8, "width": 4, "shared": False},
+        attributed,
+        label="separate",
+    ),
 )

@@ -2,6 +2,7 @@
 
 from foreword.prefixes.methods._batch import Batch, Example
 from foreword.prefixes.methods._comparative import ComparativePrefix
+from foreword.prefixes.methods._control import ControlPrefixes
 from foreword.prefixes.methods._method import Loss, Method
 from foreword.prefixes.methods._prefix_tuning import PrefixTuning
 from foreword.prefixes.methods._private import PrivateText
@@ -11,6 +12,7 @@ __all__ = [
     "METHODS",
     "Batch",
     "ComparativePrefix",
+    "ControlPrefixes",
     "Example",
     "Loss",
     "Method",

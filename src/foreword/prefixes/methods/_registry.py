@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from foreword.prefixes._errors import PrefixError
 from foreword.prefixes.methods._comparative import ComparativePrefix
+from foreword.prefixes.methods._control import ControlPrefixes
 from foreword.prefixes.methods._prefix_tuning import PrefixTuning
 from foreword.prefixes.methods._private import PrivateText
 
@@ -15,7 +16,13 @@ if TYPE_CHECKING:
     from foreword.prefixes.methods._method import Method
 
 METHODS: dict[str, type[Method]] = {
-    method.name: method for method in (PrefixTuning, ComparativePrefix, PrivateText)
+    method.name: method
+    for method in (
+        PrefixTuning,
+        ComparativePrefix,
+        PrivateText,
+        ControlPrefixes,
+    )
 }
 
 
