@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 
@@ -13,7 +13,16 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
-def joint_offset(prefixes: Sequence[Prefix]) -> int:
+class Placed(Protocol):
+    """Anything that says how long a prefix is and where its text begins."""
+
+    @property
+    def length(self) -> int: ...
+    @property
+    def position_offset(self) -> int: ...
+
+
+def joint_offset(prefixes: Sequence[Placed]) -> int:
     """Where a text begins behind several prefixes: behind them all, or where each expects it.
 
     Raises:
@@ -41,7 +50,8 @@ def concat(prefixes: Sequence[Prefix], position_offset: int | None) -> Prefix:
         raise PrefixError("the prefixes belong to several models: join those of one")
     if position_offset is None:
         position_offset = joint_offset(prefixes)
-    kv = torch.cat([prefix.kv.to(prefixes[0].kv) for prefix in prefixes], dim=3)
+    device = prefixes[0].kv.device  # the number format is the widest of them
+    kv = torch.cat([prefix.kv.to(device) for prefix in prefixes], dim=3)
     return Prefix(
         kv,
         position_offset,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import reduce
 from typing import TYPE_CHECKING
 
 import torch
@@ -64,7 +65,8 @@ class PrefixRows:
             raise PrefixError("the rows' prefixes have several shapes: they are not one model's")
         first = there[0]
         longest = max(prefix.length for prefix in there)
-        kv = first.kv.new_zeros(len(prefixes), *first.shape.size(longest))
+        widest = reduce(torch.promote_types, (prefix.kv.dtype for prefix in there))
+        kv = first.kv.new_zeros(len(prefixes), *first.shape.size(longest), dtype=widest)
         mask = torch.zeros(len(prefixes), longest, dtype=torch.bool, device=kv.device)
         offsets = torch.zeros(len(prefixes), dtype=torch.int64, device=kv.device)
         for row, prefix in enumerate(prefixes):
