@@ -20,12 +20,14 @@ class PrefixShape:
         kv_heads: key/value heads per layer (fewer than query heads under grouped queries).
         head_dim: numbers per head.
         max_positions: positions the model knows; 0 where it has no such limit.
+        hidden_size: numbers of a hidden state; 0 where nobody said.
     """
 
     layers: int
     kv_heads: int
     head_dim: int
     max_positions: int = 0
+    hidden_size: int = 0
 
     @classmethod
     def of(cls, model: Any) -> PrefixShape:
@@ -47,6 +49,7 @@ class PrefixShape:
             kv_heads=int(getattr(config, "num_key_value_heads", None) or heads),
             head_dim=int(getattr(config, "head_dim", None) or config.hidden_size // heads),
             max_positions=int(getattr(config, "max_position_embeddings", None) or 0),
+            hidden_size=int(getattr(config, "hidden_size", None) or 0),
         )
 
     def size(self, length: int) -> tuple[int, int, int, int, int]:
