@@ -12,9 +12,10 @@ from foreword.engine._pins import Pin
 from foreword.engine._results import Chunk, Output, Progress, Result, Timing, TokenLogprob
 from foreword.engine._saved import SavedPrefix, SavedPrefixError
 from foreword.engine._sequence import Request
+from foreword.engine._shelf import PrefixInfo, UnknownPrefixError
 from foreword.engine._stats import PrefixStats
 from foreword.engine._text import TextStream
-from foreword.engine._walls import mark, mark_of, plain
+from foreword.engine._walls import learned_of, mark, mark_of, plain
 
 __all__ = [
     "LLM",
@@ -27,6 +28,7 @@ __all__ = [
     "Interrupted",
     "Output",
     "Pin",
+    "PrefixInfo",
     "PrefixStats",
     "Progress",
     "Request",
@@ -38,7 +40,9 @@ __all__ = [
     "TextStream",
     "Timing",
     "TokenLogprob",
+    "UnknownPrefixError",
     "from_openai",
+    "learned_of",
     "mark",
     "mark_of",
     "parse_bytes",

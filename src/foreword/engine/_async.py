@@ -6,18 +6,20 @@ import asyncio
 import queue
 import threading
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from foreword._errors import ForewordError
+from foreword.engine._choices import PrefixChoice, names_of
 from foreword.engine._gauges import Gauges
 from foreword.engine._llm import LLM, pair
+from foreword.engine._mail import Caller, Place, call, distribute, fail, settle
 from foreword.engine._params import SamplingParams
 from foreword.engine._pins import PIN_ATTEMPTS, NotComputedError
 from foreword.engine._results import Chunk, Result
 from foreword.engine._saved import read_file, write_file
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Sequence
+    from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
     from os import PathLike
     from pathlib import Path
 
@@ -26,35 +28,13 @@ if TYPE_CHECKING:
     from foreword.engine._pins import Pin
     from foreword.engine._prompts import Prompt
     from foreword.engine._sequence import Request
+    from foreword.engine._shelf import PrefixInfo
     from foreword.engine._stats import PrefixStats
     from foreword.models import LoadedModel, Tokenizer
+    from foreword.prefixes import Prefix
 
 
 T = TypeVar("T")
-
-
-class _Caller(NamedTuple):
-    """Where a call's events go: a queue that lives in its caller's event loop."""
-
-    loop: asyncio.AbstractEventLoop
-    inbox: asyncio.Queue[Chunk | Result | BaseException]
-
-    def send(self, item: Chunk | Result | BaseException) -> None:
-        _call(self.loop, self.inbox.put_nowait, item)
-
-
-class _Place(NamedTuple):
-    """A request's caller, and which of the call's prompts it answers."""
-
-    caller: _Caller
-    prompt: int
-
-
-def _call(loop: asyncio.AbstractEventLoop, function: Callable[..., object], *args: object) -> None:
-    try:
-        loop.call_soon_threadsafe(function, *args)
-    except RuntimeError:  # the loop was closed: nobody is there to hear
-        return
 
 
 class AsyncLLM:
@@ -71,7 +51,7 @@ class AsyncLLM:
     def __init__(self, model: str | PathLike[str] | LoadedModel = "nano", **settings: Any) -> None:
         self._llm = LLM(model, **settings)
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._places: dict[int, _Place] = {}
+        self._places: dict[int, Place] = {}
         self._closed = False
         self._door = threading.Lock()  # nothing is put behind the command that ends the thread
         self._thread = threading.Thread(target=self._work, name="foreword-engine", daemon=True)
@@ -126,15 +106,20 @@ class AsyncLLM:
         *,
         tenant: str = "",
         salt: str = "",
+        prefix: PrefixChoice = None,
     ) -> Result:
         """Answer one prompt.
 
-        `tenant` is whom a fair policy charges; only requests of the same `salt` share prefixes.
+        `tenant` is whom a fair policy charges; only requests of the same `salt` share prompts.
+        `prefix` is the learned prefix in front of the prompt: a name that `load_prefix` was given,
+        or several, joined in this order.
 
         Raises:
             PromptError: the prompt is unusable.
+            UnknownPrefixError: a prefix that is not loaded.
+            PrefixError: prefixes that cannot be joined.
         """
-        async for item in self.events([prompt], params, tenant=tenant, salt=salt):
+        async for item in self.events([prompt], params, tenant=tenant, salt=salt, prefix=prefix):
             if isinstance(item, Result):
                 return item
         raise ForewordError("the engine was closed before the answer was complete")
@@ -146,13 +131,19 @@ class AsyncLLM:
         *,
         tenant: str = "",
         salt: str = "",
+        prefix: PrefixChoice = None,
     ) -> AsyncGenerator[Chunk, None]:
-        """Answer one prompt piece by piece, a chunk per token; `tenant` and `salt` as `generate`.
+        """Answer one prompt piece by piece, a chunk per token.
+
+        `tenant`, `salt` and `prefix` as `generate`. Should the prefix's files have gone meanwhile,
+        the last chunk's `finish_reason` is "error".
 
         Raises:
             PromptError: the prompt is unusable.
+            UnknownPrefixError: a prefix that is not loaded.
+            PrefixError: prefixes that cannot be joined.
         """
-        async for item in self.events([prompt], params, tenant=tenant, salt=salt):
+        async for item in self.events([prompt], params, tenant=tenant, salt=salt, prefix=prefix):
             if isinstance(item, Chunk):
                 yield item
 
@@ -163,21 +154,30 @@ class AsyncLLM:
         *,
         tenant: str = "",
         salt: str = "",
+        prefix: PrefixChoice = None,
     ) -> AsyncGenerator[Chunk | Result, None]:
         """Answer several prompts at once: each a chunk per token, then its result.
 
         `index` of a chunk or result says which prompt it belongs to. The prompts are taken all or
         none. Closing the iterator, or cancelling the task that waits for it, aborts them within a
-        step. `params` is one for all, or one per prompt; `tenant` and `salt` as `generate`.
+        step. `params` is one for all, or one per prompt; `tenant`, `salt` and `prefix`, for all
+        prompts alike, as `generate`. What of the prefix must be read from disk is read on another
+        thread, so nobody else waits for it.
 
         Raises:
             PromptError: a prompt is unusable; none has run.
             ParameterError: not as many `params` as prompts.
+            UnknownPrefixError: a prefix that is not loaded.
+            PrefixError: prefixes that cannot be joined.
         """
         many = pair(prompts, params)
-        caller = _Caller(asyncio.get_running_loop(), asyncio.Queue())
+        names = names_of(prefix)
+        shelf = self._llm.engine.shelf
+        if names and not shelf.is_warm(names):
+            await asyncio.to_thread(shelf.warm, names)
+        caller = Caller(asyncio.get_running_loop(), asyncio.Queue())
         requests: list[Request] = []
-        add = partial(self._llm.engine.add, tenant=tenant, salt=salt)
+        add = partial(self._llm.engine.add, tenant=tenant, salt=salt, prefix=names)
         self._send(lambda: self._submit(many, add, caller, requests))
         left = len(many)
         try:
@@ -208,6 +208,32 @@ class AsyncLLM:
     def abort_all(self, reason: str) -> None:
         """End every call there is with a `ForewordError` of that text; later calls are taken."""
         self._inbox.put(lambda: self._abort_all(ForewordError(reason)))
+
+    @property
+    def prefixes(self) -> Mapping[str, PrefixInfo]:
+        """The learned prefixes by name; a view that changes with them. Any thread may read it."""
+        return self._llm.prefixes
+
+    async def load_prefix(
+        self, name: str, source: Prefix | str | PathLike[str], *, pin: bool = False
+    ) -> PrefixInfo:
+        """As `LLM.load_prefix`; the engine waits for no disk.
+
+        Raises:
+            ParameterError, PrefixError: as `LLM.load_prefix`.
+        """
+        shelf = self._llm.engine.shelf
+        volume = await asyncio.to_thread(shelf.read, name, source, pin=pin)
+        return await self.run(lambda engine: engine.put_prefix(volume))
+
+    async def unload_prefix(self, name: str, *, drain: bool = False) -> None:
+        """As `LLM.unload_prefix`; with `drain` it does not wait for the last user either.
+
+        Raises:
+            UnknownPrefixError: no such prefix.
+            ParameterError: requests use it, and `drain` is not set.
+        """
+        await self.run(lambda engine: engine.unload_prefix(name, drain=drain))
 
     async def pin(self, name: str, prompt: Prompt, *, public: bool = True, salt: str = "") -> Pin:
         """Compute a prompt, if it is not in the cache yet, and keep it there; see `Engine.pin`.
@@ -282,15 +308,15 @@ class AsyncLLM:
         try:
             result = task(self._llm.engine)
         except Exception as error:
-            _call(loop, _fail, future, error)
+            call(loop, fail, future, error)
         else:
-            _call(loop, _settle, future, result)
+            call(loop, settle, future, result)
 
     def _submit(
         self,
         many: Sequence[tuple[Prompt, SamplingParams]],
         add: Callable[[list[int], SamplingParams], Request],
-        caller: _Caller,
+        caller: Caller,
         requests: list[Request],
     ) -> None:
         try:
@@ -304,7 +330,7 @@ class AsyncLLM:
             caller.send(error)
             return
         for index, request in enumerate(requests):
-            self._places[request.id] = _Place(caller, index)
+            self._places[request.id] = Place(caller, index)
 
     def _abandon(self, requests: list[Request]) -> None:
         for request in requests:
@@ -336,7 +362,7 @@ class AsyncLLM:
 
     def _deliver(self, events: list[Event]) -> None:
         """Hand a step's events over, with one call into each event loop."""
-        mail: dict[asyncio.AbstractEventLoop, list[tuple[_Caller, Chunk | Result]]] = {}
+        mail: dict[asyncio.AbstractEventLoop, list[tuple[Caller, Chunk | Result]]] = {}
         finished: dict[int, Request] = {}  # their results follow the last chunk of every answer
         for event in events:
             place = self._places.get(event.request.id)
@@ -350,24 +376,9 @@ class AsyncLLM:
             place = self._places.pop(request.id)
             mail[place.caller.loop].append((place.caller, request.result(place.prompt)))
         for loop, items in mail.items():
-            _call(loop, _distribute, items)
+            call(loop, distribute, items)
 
     def _drain(self, error: BaseException) -> None:
         for caller in {place.caller for place in self._places.values()}:
             caller.send(error)
         self._places.clear()
-
-
-def _distribute(items: list[tuple[_Caller, Chunk | Result]]) -> None:
-    for caller, item in items:
-        caller.inbox.put_nowait(item)
-
-
-def _settle(future: asyncio.Future[T], result: T) -> None:
-    if not future.done():
-        future.set_result(result)
-
-
-def _fail(future: asyncio.Future[T], error: Exception) -> None:
-    if not future.done():
-        future.set_exception(error)

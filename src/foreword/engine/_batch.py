@@ -33,14 +33,17 @@ class Selection:
     """What a step will compute.
 
     `fresh` counts the pending tokens taken from each node, `readers` are complete nodes whose last
-    token is computed once more for its logits, `ready` the sequences that get logits. `scored` are
-    the nodes of `fresh` whose prompt is scored.
+    token is computed once more for its logits, `ready` the sequences that get logits. `scored` are,
+    each with the learned positions in front of it,
+    the nodes of `fresh` whose prompt is scored. `shifts` says, where it is not 0, what is added to
+    the depth of a node's tokens to give their positions.
     """
 
     fresh: dict[Node, int] = field(default_factory=dict)
     readers: dict[Node, None] = field(default_factory=dict)
     ready: list[TokenSequence] = field(default_factory=list)
-    scored: dict[Node, PromptScores] = field(default_factory=dict)
+    scored: dict[Node, tuple[PromptScores, int]] = field(default_factory=dict)
+    shifts: dict[Node, int] = field(default_factory=dict)
     computed_prompt_tokens: int = 0
 
 
@@ -68,15 +71,18 @@ def select(tree: PrefixTree, sequences: Iterable[TokenSequence], budget: int) ->
             first = node.start + node.computed + taken
             scores = sequence.request.scores
             if scores is not None:
-                if scores.rows(first, first + take) > left_to_score:
+                typed = first - sequence.learned
+                if scores.rows(typed, typed + take) > left_to_score:
                     take = left_to_score
                 if take:
-                    left_to_score -= scores.rows(first, first + take)
-                    chosen.scored[node] = scores
+                    left_to_score -= scores.rows(typed, typed + take)
+                    chosen.scored[node] = scores, sequence.learned
             if take:
                 inside = min(first + take, sequence.prompt_length) - first
                 chosen.computed_prompt_tokens += max(0, inside)
                 chosen.fresh[node] = taken + take
+                if sequence.shift:  # below a learned prefix everybody has the same
+                    chosen.shifts[node] = sequence.shift
                 budget -= take
             if take < missing:
                 complete = False
@@ -88,6 +94,8 @@ def select(tree: PrefixTree, sequences: Iterable[TokenSequence], budget: int) ->
                 continue
             budget -= 1
             chosen.readers[sequence.node] = None
+            if sequence.shift:
+                chosen.shifts[sequence.node] = sequence.shift
             chosen.computed_prompt_tokens += sequence.length <= sequence.prompt_length
         chosen.ready.append(sequence)
     return chosen
@@ -151,22 +159,23 @@ def build(selection: Selection, *, group: int, epoch: int) -> Batch | None:
         fresh = selection.fresh.get(node, 0)
         begin, end = node.computed, node.computed + fresh
         first_row = len(tokens)
+        origin = node.start + selection.shifts.get(node, 0)
         runs = _clip(node.runs, 0, end)
         if fresh:
             tokens += plain(node.tokens[begin:end])
-            positions += range(node.start + begin, node.start + end)
+            positions += range(origin + begin, origin + end)
             for start, length in _clip(node.runs, begin, end):
                 slots += range(start, start + length)
-            scores = selection.scored.get(node)
-            if scores is not None:
-                first = node.start + begin
+            if node in selection.scored:
+                scores, learned = selection.scored[node]
+                first = node.start + begin - learned
                 count = scores.rows(first, first + fresh)
                 scored += (ScoredRow(first_row + i, scores, first + i + 1) for i in range(count))
         readers: tuple[int, ...] = ()
         if node in selection.readers:
             readers = (len(tokens),)
             tokens.append(node.tokens[-1] & TOKEN_MASK)
-            positions.append(node.start + end - 1)
+            positions.append(origin + end - 1)
             slots.append(SCRATCH_SLOT)
         last_row[node] = len(tokens) - 1
         spans.append(Span(parent, runs, fresh, first_row, readers))

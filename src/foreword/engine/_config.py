@@ -25,6 +25,8 @@ class EngineConfig:
             device, the lean decoder and a backend that can be captured (triton).
         seed: seeds the requests that bring no seed of their own.
         max_context: longest text in tokens, prompt and answer; None takes the model's.
+        prefix_memory: bytes of host memory for learned prefixes, beside those in the cache; of
+            more, the least recently used are read from disk again when they are wanted.
         debug: check every invariant of the cache after each step (slow).
     """
 
@@ -37,6 +39,7 @@ class EngineConfig:
     cuda_graphs: bool = False
     seed: int = 0
     max_context: int | None = None
+    prefix_memory: int | str = "1GiB"
     debug: bool = False
 
     def __post_init__(self) -> None:
@@ -52,6 +55,7 @@ class EngineConfig:
                 "every running sequence needs one row per step; raise the one or lower the other"
             )
         self.kv_bytes()
+        parse_bytes(self.prefix_memory)
 
     def kv_bytes(self) -> int | None:
         """`kv_memory` in bytes; None where it was left open."""

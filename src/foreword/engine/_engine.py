@@ -22,17 +22,19 @@ from foreword.engine._batch import Batch, build, select
 from foreword.engine._config import EngineConfig
 from foreword.engine._counters import Clock, Counters
 from foreword.engine._events import Event, StepLoad
-from foreword.engine._memory import pool_pages
+from foreword.engine._memory import parse_bytes, pool_pages
 from foreword.engine._params import check_bias
-from foreword.engine._pinning import Pinning
 from foreword.engine._pins import Pins
 from foreword.engine._results import Progress
 from foreword.engine._sampler import Sampler
 from foreword.engine._scores import PromptScores, score
 from foreword.engine._sequence import Request, Sequence
+from foreword.engine._shelf import Shelf
+from foreword.engine._shelving import Shelving
 from foreword.engine._text import TextStream
-from foreword.engine._walls import TOKEN_MASK, Ground
+from foreword.engine._walls import TOKEN_MASK, Ground, mark
 from foreword.models import GraphedModel, PackedStep
+from foreword.prefixes import PrefixError
 from foreword.scheduling import make_policy
 
 if TYPE_CHECKING:
@@ -47,7 +49,7 @@ if TYPE_CHECKING:
 _NOT_NUMBERS = "the model's logits are not numbers (NaN or infinite)"
 
 
-class Engine(Pinning):
+class Engine(Shelving):
     """Continuous batching over one model, one prefix tree and one pool.
 
     Not thread-safe: one thread calls `add`, `abort` and `step`.
@@ -94,6 +96,7 @@ class Engine(Pinning):
         self.counters = Counters(self.pool.bytes_per_token, self.config.page_size)
         self.sampler = Sampler(self.config.seed)
         self._namespace = Namespace(model=loaded.name, dtype=str(shape.dtype))
+        self.shelf = Shelf(loaded, parse_bytes(self.config.prefix_memory))
         self._pins = Pins(self.tree)
         self._desk: Desk[Sequence] = Desk(self.tree, self.policy, self.config.max_batch)
         self._batch: Batch | None = None
@@ -134,29 +137,46 @@ class Engine(Pinning):
         return StepLoad(batch.rows, batch.work.keys_seen, batch.work.keys_read)
 
     def add(
-        self, prompt: list[int], params: SamplingParams, *, salt: str = "", tenant: str = ""
+        self,
+        prompt: list[int],
+        params: SamplingParams,
+        *,
+        salt: str = "",
+        tenant: str = "",
+        prefix: tuple[str, ...] = (),
     ) -> Request:
         """Queue a request; it runs in the following steps.
 
         `prompt` must hold 1 to `max_context - 1` ids of the vocabulary (`encode` sees to that).
         Answers end where the context ends. Requests share only with requests of the same `salt`,
-        and with public pins; `tenant` is who a fair policy charges for it.
+        and with public pins; `tenant` is who a fair policy charges for it. `prefix` names learned
+        prefixes that stand in front of the prompt, in this order; requests of every salt share
+        them, and behind them only with their own.
 
         Raises:
             ParameterError: a `logit_bias` for a token that the model does not know.
-            PromptError: prompt and answer could not fit in the pool even alone.
+            UnknownPrefixError: a prefix that is not loaded.
+            PrefixError: prefixes that expect their text at different positions.
+            PromptError: prefix, prompt and answer leave the context, or could not fit in the pool
+                even alone.
         """
         check_bias(params, self.loaded.shape.vocab)
-        max_length = min(len(prompt) + params.max_tokens, self.max_context)
+        ahead = self._ahead(prefix, len(prompt))
+        learned = len(ahead.path)
+        max_length = learned + len(prompt) + params.max_tokens
+        max_length = min(max_length, ahead.limit(self.max_context))
         request = Request(self._next_id, len(prompt), params, time.perf_counter())
         if params.prompt_logprobs is not None:  # all of it is computed: on ground of its own
             request.scores = PromptScores(prompt, params.prompt_logprobs, self._decode)
             ground = Ground(f"{salt}\0{request.id}")
-        elif self.config.share:
-            ground = self._pins.ground(prompt, salt)
-        else:
+        elif not self.config.share:
             ground = Ground(salt)
-        namespace, path = replace(self._namespace, salt=ground.salt), ground.path(prompt)
+        elif learned:  # what is learned is public, the text behind it is the salt's own
+            ground = Ground("", learned, mark(salt)) if salt else Ground("")
+        else:
+            ground = self._pins.ground(prompt, salt)
+        namespace = replace(self._namespace, salt=ground.salt)
+        path = ground.path(prompt, ahead.path)
         self._require_room(namespace, path, max_length)
         self._next_id += 1
         has_text = self.loaded.tokenizer is not None
@@ -168,7 +188,7 @@ class Engine(Pinning):
                 index=index,
                 namespace=namespace,
                 tokens=list(path),
-                prompt_length=len(prompt),
+                prompt_length=len(path),
                 max_length=max_length,
                 sampling=self.sampler.start(params, prompt, index, request.id),
                 stream=TextStream(self._decode, params.stop) if has_text else None,
@@ -176,10 +196,14 @@ class Engine(Pinning):
                 tenant=tenant,
                 wall=ground.wall,
                 mark=ground.mark,
+                learned=learned,
+                shift=ahead.shift,
             )
             self._arrivals += 1
             request.sequences.append(sequence)
             self._desk.add(sequence)
+        request.volumes = ahead.volumes
+        self.shelf.borrow(ahead.volumes)
         self.counters.took(request)
         return request
 
@@ -262,11 +286,11 @@ class Engine(Pinning):
         those of sequences that were decoding already first.
         """
         clock = Clock(self.counters)
-        self._admit()
+        failed = self._admit()
         batch = self._next_batch()
         clock.lap("planning")
         if batch is None:
-            return []
+            return failed
         # Recorded steps are decode steps; one that scores prompts is none, whatever it looks like.
         model = self.loaded.packed if batch.scored else self._model
         logits = model.forward(self._packed(batch))
@@ -275,19 +299,27 @@ class Engine(Pinning):
             self.tree.commit(node, node.computed + fresh)
         self.counters.stepped(*self._held())
         clock.lap("planning")
-        events = self._sample(batch, logits, clock)
+        events = failed + self._sample(batch, logits, clock)
         if self.config.debug:
             self.tree.check()
         return events
 
-    def _admit(self) -> None:
-        """Let the policy move waiting sequences to the running ones."""
+    def _admit(self) -> list[Event]:
+        """Let the policy move waiting sequences to the running ones; returns those that failed."""
+        failed: list[Event] = []
         for sequence in self._desk.admit():
             request = sequence.request
             if request.admitted is None:
                 request.admitted = time.perf_counter()
-                request.cached_tokens = sequence.length - self._desk.announced(sequence)
+                there = sequence.length - self._desk.announced(sequence)
+                request.cached_tokens = max(0, there - sequence.learned)
                 self.counters.admitted(request.prompt_length, request.cached_tokens)
+            if sequence.learned and sequence.finish_reason is None:
+                try:
+                    self._fill_learned(sequence)
+                except PrefixError as error:
+                    failed += self._fail(request, str(error))
+        return failed
 
     def _next_batch(self) -> Batch | None:
         """The batch of this step: the last one moved on if it still fits, else a new one."""
@@ -363,19 +395,24 @@ class Engine(Pinning):
         clock.lap("planning")
         return events
 
+    def _fail(self, request: Request, reason: str) -> list[Event]:
+        """End a request's open answers with an error."""
+        request.error = reason
+        open_ = [each for each in request.sequences if each.finish_reason is None]
+        events = [self._end(sequence, "error", None, None) for sequence in open_]
+        for sequence in open_:
+            self._desk.leave(sequence, "failed")
+        self._forget_scored(request)
+        return events
+
     def _score(self, batch: Batch, logits: torch.Tensor) -> list[Event]:
         """Note log-probabilities of prompts; ends requests whose logits are not numbers."""
         failed = score(logits, batch.scored)
-        events: list[Event] = []
         if not failed:
-            return events
-        for sequence in (*self._desk.running, *self._desk.waiting.values()):
-            if sequence.request.scores in failed:
-                sequence.request.error = _NOT_NUMBERS
-                events.append(self._end(sequence, "error", None, None))
-                self._desk.leave(sequence, "failed")
-                self._forget_scored(sequence.request)
-        return events
+            return []
+        everybody = (*self._desk.running, *self._desk.waiting.values())
+        requests = {s.request.id: s.request for s in everybody if s.request.scores in failed}
+        return [e for request in requests.values() for e in self._fail(request, _NOT_NUMBERS)]
 
     def _forget_scored(self, request: Request) -> None:
         """Drop what a scored prompt left behind: nobody else could use it."""
@@ -416,6 +453,8 @@ class Engine(Pinning):
         sequence.finish_reason = reason
         sequence.stop = stop
         sequence.request.ended = time.perf_counter()
+        if sequence.request.volumes and sequence.request.finished:
+            self._give_back(sequence.request)
         stream = sequence.stream
         if stream is not None and stream.stopped is None:
             rest = stream.finish()

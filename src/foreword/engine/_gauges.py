@@ -23,6 +23,9 @@ class Gauges:
         tree: what the prefix tree holds.
         pages: pages of the cache; `page_size` tokens fit into each.
         pinned_tokens: tokens that pins keep there.
+        prefixes: learned prefixes that requests may name.
+        prefixes_in_memory, prefix_bytes: of them and those still in use, the ones in host memory,
+            and the bytes that they take there.
         requests: prompts taken.
         prompt_tokens: their tokens, each prompt times its `n`.
         computed_prompt_tokens: prompt tokens run through the model.
@@ -48,6 +51,9 @@ class Gauges:
     steps: int
     preemptions: int
     seconds: Mapping[str, float]
+    prefixes: int = 0
+    prefixes_in_memory: int = 0
+    prefix_bytes: int = 0
 
     @classmethod
     def of(cls, engine: Engine) -> Gauges:
@@ -69,4 +75,7 @@ class Gauges:
             steps=counters.steps,
             preemptions=counters.preemptions,
             seconds=counters.seconds.copy(),
+            prefixes=engine.shelf.known,
+            prefixes_in_memory=engine.shelf.in_memory,
+            prefix_bytes=engine.shelf.nbytes,
         )

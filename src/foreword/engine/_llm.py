@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from foreword._errors import ForewordError, ParameterError, PromptError
+from foreword.engine._choices import PrefixChoice, choices, names_of
 from foreword.engine._config import EngineConfig
 from foreword.engine._engine import Engine
 from foreword.engine._params import SamplingParams
@@ -16,14 +17,16 @@ from foreword.engine._results import Chunk, Progress, Result
 from foreword.models import LoadedModel, load_model
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
     from os import PathLike
     from pathlib import Path
 
     from foreword.engine._pins import Pin
     from foreword.engine._sequence import Request
+    from foreword.engine._shelf import PrefixInfo
     from foreword.engine._stats import PrefixStats
     from foreword.models import Decoder, Tokenizer
+    from foreword.prefixes import Prefix
     from foreword.scheduling import Policy
 
 
@@ -86,6 +89,8 @@ class LLM:
         params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         tenants: Sequence[str] | None = None,
+        prefix: PrefixChoice = None,
+        prefixes: Sequence[PrefixChoice] | None = None,
         on_progress: Callable[[Progress], None] | None = None,
     ) -> list[Result]:
         """Answer one or many prompts; results come back in the order of the prompts.
@@ -94,21 +99,31 @@ class LLM:
             prompts: a text, a list of token ids, or a list of either.
             params: one for all, or one per prompt; default greedy, 16 tokens.
             tenants: whom a fair policy charges, one per prompt; default all the same.
+            prefix: the learned prefix in front of all prompts: a name that `load_prefix` was given,
+                or several, joined in this order.
+            prefixes: one such choice per prompt instead, None for a prompt without.
             on_progress: called after each step.
 
         Raises:
             PromptError: a prompt is unusable; it is named, and nothing has run.
-            ParameterError: not as many `params` or `tenants` as prompts.
+            ParameterError: not as many `params`, `tenants` or `prefixes` as prompts.
+            UnknownPrefixError: a prefix that is not loaded.
+            PrefixError: prefixes that cannot be joined.
             Interrupted: Ctrl-C; carries what there is.
         """
         many = pair(as_many(prompts), params)
         payers = _payers(tenants, len(many))
+        ahead = choices(prefix, prefixes, len(many))
         ids = [self.encode(prompt, f"prompt {i}") for i, (prompt, _) in enumerate(many)]
         self.engine.reset()
-        requests = [
-            self._add(i, p, one, tenant)
-            for i, (p, (_, one), tenant) in enumerate(zip(ids, many, payers, strict=True))
-        ]
+        requests: list[Request] = []
+        try:
+            for i, (_, one) in enumerate(many):
+                requests.append(self._add(i, ids[i], one, payers[i], ahead[i]))
+        except ForewordError:
+            for request in requests:
+                self.engine.abort(request)
+            raise
         try:
             for _ in self._run(requests, on_progress):
                 pass
@@ -124,22 +139,25 @@ class LLM:
         params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         tenants: Sequence[str] | None = None,
+        prefix: PrefixChoice = None,
+        prefixes: Sequence[PrefixChoice] | None = None,
         on_progress: Callable[[Progress], None] | None = None,
     ) -> Iterator[Result]:
         """Answer many prompts, each result as soon as it is there (`Result.index` says which).
 
-        An unusable prompt becomes a result with an `error` and no outputs; the others run. Closing
-        the iterator early aborts what is left.
+        An unusable prompt, or one behind a prefix that is not loaded, becomes a result with an
+        `error` and no outputs; the others run. Closing the iterator early aborts what is left.
         """
         self.engine.reset()
         requests: list[Request] = []
         order: dict[int, int] = {}
         many = pair(as_many(prompts), params)
-        for i, ((prompt, one), tenant) in enumerate(
-            zip(many, _payers(tenants, len(many)), strict=True)
-        ):
+        payers = _payers(tenants, len(many))
+        ahead = choices(prefix, prefixes, len(many))
+        for i, (prompt, one) in enumerate(many):
             try:
-                request = self._add(i, self.encode(prompt, f"prompt {i}"), one, tenant)
+                ids = self.encode(prompt, f"prompt {i}")
+                request = self._add(i, ids, one, payers[i], ahead[i])
             except ForewordError as error:
                 yield Result(index=i, prompt_tokens=0, outputs=(), error=str(error))
                 continue
@@ -152,23 +170,66 @@ class LLM:
             for request in requests:
                 self.engine.abort(request)
 
-    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[Chunk]:
+    def stream(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        prefix: PrefixChoice = None,
+    ) -> Iterator[Chunk]:
         """Answer one prompt piece by piece; a chunk per token, the last with its `finish_reason`.
 
-        Closing the iterator early aborts the request.
+        Closing the iterator early aborts the request. `prefix` as `generate`. Should the prefix's
+        files have gone meanwhile, the last chunk's `finish_reason` is "error".
 
         Raises:
             PromptError: the prompt is unusable.
+            UnknownPrefixError: a prefix that is not loaded.
+            PrefixError: prefixes that cannot be joined.
         """
         ids = self.encode(prompt, "the prompt")
         self.engine.reset()
-        request = self._add(0, ids, params or SamplingParams())
+        request = self._add(0, ids, params or SamplingParams(), "", names_of(prefix))
         try:
             while not request.finished:
                 for event in self.engine.step():
                     yield event.chunk(0)
         finally:
             self.engine.abort(request)
+
+    @property
+    def prefixes(self) -> Mapping[str, PrefixInfo]:
+        """The learned prefixes by name; a view that changes with them."""
+        return self.engine.prefixes
+
+    def load_prefix(
+        self, name: str, source: Prefix | str | PathLike[str], *, pin: bool = False
+    ) -> PrefixInfo:
+        """Make a learned prefix known by a name; see `Engine.load_prefix`.
+
+            llm.load_prefix("austen", "prefixes/austen")
+            llm.generate("It is a truth", prefix="austen")
+
+        Args:
+            name: what requests will call it.
+            source: a `Prefix`, or the directory of a saved one.
+            pin: keep it in host memory and in the cache until it is unloaded.
+
+        Raises:
+            ParameterError: a name that is taken, the model's own, or no name.
+            PrefixError: it cannot be read, does not fit the model, or leaves no room in context,
+                host memory or cache.
+        """
+        return self.engine.load_prefix(name, source, pin=pin)
+
+    def unload_prefix(self, name: str, *, drain: bool = False) -> None:
+        """Forget a learned prefix; see `Engine.unload_prefix`.
+
+        Raises:
+            UnknownPrefixError: no such prefix.
+            ParameterError: requests use it, and `drain` is not set.
+        """
+        self.engine.unload_prefix(name, drain=drain)
 
     def pin(self, name: str, prompt: Prompt, *, public: bool = True, salt: str = "") -> Pin:
         """Compute a prompt, if it is not in the cache yet, and keep it there; see `Engine.pin`.
@@ -230,9 +291,16 @@ class LLM:
         self.engine.unpin_all()
         self.engine.tree.clear()
 
-    def _add(self, index: int, ids: list[int], params: SamplingParams, tenant: str = "") -> Request:
+    def _add(
+        self,
+        index: int,
+        ids: list[int],
+        params: SamplingParams,
+        tenant: str = "",
+        prefix: tuple[str, ...] = (),
+    ) -> Request:
         try:
-            return self.engine.add(ids, params, tenant=tenant)
+            return self.engine.add(ids, params, tenant=tenant, prefix=prefix)
         except PromptError as error:
             raise PromptError(f"prompt {index}: {error}") from None
 

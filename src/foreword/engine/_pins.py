@@ -6,7 +6,7 @@ import re
 from bisect import bisect_left
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from foreword._errors import ParameterError, PromptError
 from foreword._paths import common_prefix
@@ -53,6 +53,12 @@ class Pin:
         return len(self.tokens)
 
 
+class _Held(NamedTuple):
+    namespace: Namespace
+    path: list[int]
+    lease: Lease
+
+
 class Pins:
     """The pins of one engine, and what they mean for requests that come.
 
@@ -62,6 +68,7 @@ class Pins:
     def __init__(self, tree: PrefixTree) -> None:
         self._tree = tree
         self._pins: dict[str, Pin] = {}
+        self._learned: dict[str, _Held] = {}
         self._public: list[list[int]] = []  # in lexicographic order
         self.tokens = 0
         self.pages = 0
@@ -165,10 +172,24 @@ class Pins:
         del self._pins[name]
         self._count()
 
+    def hold(self, name: str, namespace: Namespace, path: list[int], lease: Lease) -> None:
+        """Keep a learned prefix in the cache; it has a name of its own kind and is no pin."""
+        self._learned[name] = _Held(namespace, path, lease)
+        self._count()
+
+    def let_go(self, name: str) -> None:
+        """Undo `hold`; does nothing where nothing is held."""
+        held = self._learned.pop(name, None)
+        if held is not None:
+            self._tree.release(held.lease)
+            self._count()
+
     def clear(self) -> None:
-        """Let all pins go."""
+        """Let all pins go, and learned prefixes too."""
         for name in list(self._pins):
             self.drop(name)
+        for name in list(self._learned):
+            self.let_go(name)
 
     def fits(self, namespace: Namespace, path: list[int], max_length: int) -> bool:
         """Whether a text that may grow to `max_length` fits beside the pins when it is alone.
@@ -177,18 +198,19 @@ class Pins:
         """
         # A path may leave a pin in the middle of a page, hence the spare page for each.
         size = self._tree.page_size
-        left = self._tree.num_pages - 1 - self.pages - len(self._pins)
-        if -(-max_length // size) <= left or not self._pins:
+        held = (*self._pins.values(), *self._learned.values())
+        left = self._tree.num_pages - 1 - self.pages - len(held)
+        if -(-max_length // size) <= left or not held:
             return True
         shared = max(
-            common_prefix(pin.path, path, 0) if pin.namespace == namespace else 0
-            for pin in self._pins.values()
+            common_prefix(each.path, path, 0) if each.namespace == namespace else 0 for each in held
         )
         return -(-(max_length - shared) // size) <= left
 
     def _count(self) -> None:
         self._public = sorted(pin.path for pin in self._pins.values() if pin.public)
-        nodes = {node for pin in self._pins.values() for node in self._tree.path(pin.lease)}
+        held = (*self._pins.values(), *self._learned.values())
+        nodes = {node for each in held for node in self._tree.path(each.lease)}
         self.tokens = sum(len(node.tokens) for node in nodes)
         self.pages = len(_pages(nodes, self._tree.page_size))
 

@@ -76,7 +76,7 @@ class SavedPrefix:
 
 def read_kv(pool: KVPool, path: Sequence[Node]) -> Tensor:
     """Copies of a path's keys and values, as `SavedPrefix.kv`. O(their bytes)."""
-    slots = [slot for node in path for slot in _slots(node, 0, len(node.tokens))]
+    slots = [slot for node in path for slot in slots_of(node, 0, len(node.tokens))]
     where = torch.tensor(slots, device=pool.device)
     shape = (pool.layers, 2, pool.kv_heads, len(slots), pool.head_dim)
     kv = torch.empty(shape, dtype=pool.dtype)
@@ -89,13 +89,14 @@ def read_kv(pool: KVPool, path: Sequence[Node]) -> Tensor:
 def write_kv(pool: KVPool, node: Node, kv: Tensor) -> None:
     """Put the keys and values that a node lacks into its slots. `kv` is that of its whole path."""
     begin, end = node.start + node.computed, node.end
-    where = torch.tensor(_slots(node, node.computed, len(node.tokens)), device=pool.device)
+    where = torch.tensor(slots_of(node, node.computed, len(node.tokens)), device=pool.device)
     for layer in range(pool.layers):
         k, v = kv[layer, :, :, begin:end].to(pool.device).transpose(1, 2)
         pool.write(layer, where, k, v)
 
 
-def _slots(node: Node, begin: int, end: int) -> list[int]:
+def slots_of(node: Node, begin: int, end: int) -> list[int]:
+    """The pool slots of a node's tokens `begin` to `end`, in order."""
     return [
         slot
         for start, length in node.runs_between(begin, end)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from foreword.engine._results import FinishReason
     from foreword.engine._sampler import SequenceSampling
     from foreword.engine._scores import PromptScores
+    from foreword.engine._shelf import Volume
 
 
 @dataclass(eq=False, slots=True)
@@ -24,7 +25,9 @@ class Sequence:
     `tokens` is prompt and answer together and is never lost: a preempted sequence drops its lease
     and takes a new one on the same tokens later. The last token is always *pending*: sampled, not
     yet computed. Invariant while running: the lease covers exactly `tokens`. They are a path of the
-    tree: the one at `wall` carries `mark` (see `_walls.py`), and `plain` takes it off.
+    tree: the one at `wall` carries `mark` (see `_walls.py`), and `plain` takes it off. The first
+    `learned` of them are positions of learned prefixes, without a token; `prompt_length` counts
+    them. A token at depth d of the path stands at position d + `shift`.
     """
 
     request: Request
@@ -39,6 +42,8 @@ class Sequence:
     tenant: str = ""
     wall: int = -1
     mark: int = 0
+    learned: int = 0
+    shift: int = 0
     lease: Lease | None = None
     started: bool = False
     decoding: bool = False
@@ -105,6 +110,9 @@ class Sequence:
 class Request:
     """What one caller asked for: a prompt, parameters, and the sequences that answer it.
 
+    `prompt_length` counts typed tokens only. `volumes` are the learned prefixes in front of them,
+    which stay loaded until it is finished.
+
     `arrived`, `admitted`, `first_token` and `ended` (of the answer that ended last) are moments on
     the clock of `time.perf_counter`.
     """
@@ -120,6 +128,7 @@ class Request:
     error: str | None = None
     cached_tokens: int | None = None
     scores: PromptScores | None = None
+    volumes: tuple[Volume, ...] = ()
 
     @property
     def finished(self) -> bool:
