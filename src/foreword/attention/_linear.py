@@ -53,7 +53,9 @@ class FeatureMap(NamedTuple):
 
         Computed in float32 or wider.
         """
-        return self.apply(x.to(torch.promote_types(x.dtype, torch.float32)) * scale**0.5)
+        wide: Tensor = x.to(torch.promote_types(x.dtype, torch.float32))
+        half: float = scale**0.5
+        return self.apply(wide * half)
 
 
 def _elu(x: Tensor) -> Tensor:
@@ -187,7 +189,8 @@ class LinearSegment:
         kv_heads = self.k.shape[-2]
         if q.shape[-2] % kv_heads:
             raise PlanError(f"{q.shape[-2]} query heads do not divide among {kv_heads} key heads")
-        phi = self.features(q, self.scale).unflatten(-2, (kv_heads, -1))
+        phi = self.features(q, self.scale)
+        phi = phi.reshape(*phi.shape[:-2], kv_heads, -1, phi.shape[-1])
         out = torch.einsum("...tkgr,...krd->...tkgd", phi, self.z.to(phi))
         mass = torch.einsum("...tkgr,...kr->...tkg", phi, self.k.to(phi))
         return out.flatten(-3, -2), mass.flatten(-2, -1)
