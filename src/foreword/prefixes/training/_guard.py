@@ -1,0 +1,81 @@
+"""The model during training: frozen, and given back as it was."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from foreword.models import fingerprint
+from foreword.prefixes._rows import PrefixRows
+from foreword.prefixes.training._errors import TrainingError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from foreword.prefixes.methods import Example, Method
+
+
+@contextmanager
+def frozen(model: Any) -> Iterator[None]:
+    """Without dropout and without gradients of its own; afterwards as it was found.
+
+    Raises:
+        TrainingError: at the end, if its parameters are not what they were (by fingerprint).
+    """
+    wanted = [(each, each.requires_grad) for each in model.parameters()]
+    modes = [(module, module.training) for module in model.modules()]
+    before = fingerprint(model)
+    model.eval().requires_grad_(False)
+    try:
+        yield
+    finally:
+        for each, required in wanted:
+            each.requires_grad_(required)
+        for module, training in modes:
+            module.training = training
+    if fingerprint(model) != before:
+        raise TrainingError(
+            "the model's own parameters changed during training: a method may only train its own"
+        )
+
+
+def check_lengths(model: Any, method: Method, examples: Sequence[Example]) -> None:
+    """Whether every example fits behind the method's prefix. One pass over their lengths.
+
+    Raises:
+        TrainingError: no examples, one without two tokens or with nothing to learn, or one that is
+            longer than the model's positions minus the prefix's; it is named.
+    """
+    if not examples:
+        raise TrainingError("there is nothing to train on: give at least one example")
+    room = method.shape.max_positions - _offset(model, method, examples)
+    for number, example in enumerate(examples):
+        name = example.fields.get("record", f"example {number}")
+        lengths = [len(example.ids), len(example.fields.get("rejected", ()))]
+        if len(example.ids) < 2 or example.prompt >= len(example.ids):
+            raise TrainingError(
+                f"{name} has {len(example.ids)} tokens, {example.prompt} of them prompt: there is "
+                "nothing to predict in it"
+            )
+        if method.shape.max_positions and max(lengths) > room:
+            raise TrainingError(
+                f"{name} has {max(lengths)} tokens, and {room} fit behind the prefix (the model "
+                f"knows {method.shape.max_positions} positions): shorten it, or truncate"
+            )
+
+
+@torch.no_grad()
+def _offset(model: Any, method: Method, examples: Sequence[Example]) -> int:
+    """Where texts begin behind the method's prefix; 0 for methods that have none."""
+    try:
+        rows = method.rows(model, method.collate(examples[:1], device_of(model)))
+    except NotImplementedError:
+        return 0
+    return int(rows.offsets.max()) if isinstance(rows, PrefixRows) else 0
+
+
+def device_of(model: Any) -> Any:
+    """Where the model's parameters lie."""
+    return next(model.parameters()).device
