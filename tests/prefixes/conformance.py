@@ -105,4 +105,7 @@ TABLE: Sequence[Case] = (
         attributed,
         label="separate",
     ),
+    Case("prompt-gating", {"length": 3}, texts),
+    Case("prompt-gating", {"length": 3, "gated": False, "layers": 2}, texts, label="ungated"),
+    Case("prompt-gating", {"length": 3, "hidden": 8, "width": 4}, texts, label="mlp"),
 )

@@ -3,6 +3,7 @@
 from foreword.prefixes.methods._batch import Batch, Example
 from foreword.prefixes.methods._comparative import ComparativePrefix
 from foreword.prefixes.methods._control import ControlPrefixes
+from foreword.prefixes.methods._gating import PromptGating
 from foreword.prefixes.methods._method import Loss, Method
 from foreword.prefixes.methods._prefix_tuning import PrefixTuning
 from foreword.prefixes.methods._private import PrivateText
@@ -18,5 +19,6 @@ __all__ = [
     "Method",
     "PrefixTuning",
     "PrivateText",
+    "PromptGating",
     "make_method",
 ]

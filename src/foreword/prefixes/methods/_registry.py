@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from foreword.prefixes._errors import PrefixError
 from foreword.prefixes.methods._comparative import ComparativePrefix
 from foreword.prefixes.methods._control import ControlPrefixes
+from foreword.prefixes.methods._gating import PromptGating
 from foreword.prefixes.methods._prefix_tuning import PrefixTuning
 from foreword.prefixes.methods._private import PrivateText
 
@@ -22,6 +23,7 @@ METHODS: dict[str, type[Method]] = {
         ComparativePrefix,
         PrivateText,
         ControlPrefixes,
+        PromptGating,
     )
 }
 
