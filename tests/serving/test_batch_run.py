@@ -35,7 +35,7 @@ class FakeEngine:
     def reset(self):
         self.steps = 0
 
-    def add(self, ids, params, tenant=""):
+    def add(self, ids, params, tenant="", prefix=()):
         if ids == [ord("!")]:
             raise PromptError("no room for it")
         request = SimpleNamespace(id=self.added, left=len(ids), prompt=ids, finished=False)
@@ -100,6 +100,7 @@ class FakeLLM:
 
     def __init__(self):
         self.engine = FakeEngine()
+        self.prefixes = {}
 
     def encode(self, prompt, name="the prompt"):
         if not prompt:

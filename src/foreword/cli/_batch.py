@@ -15,11 +15,12 @@ import typer
 from foreword.cli import _options as options
 from foreword.cli._console import note, print_json
 from foreword.cli._load import load_llm
+from foreword.cli._prefixes import load_prefixes, read_prefixes
 from foreword.cli._progress import ProgressDisplay
 
 if TYPE_CHECKING:
     from foreword.scheduling import PlanReport
-    from foreword.serving import BatchDefaults, ResultFile
+    from foreword.serving import BatchDefaults, PrefixSource, ResultFile
 
 
 def batch(
@@ -41,6 +42,14 @@ def batch(
         typer.Option(help="Where a line does not say. [default: 1 for OpenAI lines, 0 for bare]"),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of lines that bring no seed.")] = 0,
+    prefix: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=DIR",
+            help="Learned prefix that lines may name; NAME alone is one that came with the model. "
+            "May be repeated.",
+        ),
+    ] = None,
     policy: options.PolicyOption = "batchllm",
     cost: options.CostOption = None,
     kv_memory: options.KvMemoryOption = None,
@@ -62,7 +71,8 @@ def batch(
     INPUT holds OpenAI's batch lines ({"custom_id", "method", "url", "body"}; /v1/completions and
     /v1/chat/completions) or bare ones ({"prompt": ..., "id": ..., and sampling fields}). OUT gets
     OpenAI's output lines in the order in which requests finish; a line that cannot be run gets an
-    error record. The model a line names is not looked at: --model answers all.
+    error record. The model a line names is not looked at: --model answers all, behind a learned
+    prefix where "prefix" (a name or a list) or "model" names one that --prefix loads.
 
     All requests are read and planned before the first one runs, so that those that share a prefix
     run together: --policy says how. With --policy fcfs lines run in their order as they are read,
@@ -83,6 +93,7 @@ def batch(
     if out.exists() and source.samefile(out):
         raise BatchFileError(f"--out is the input itself: {source} would be overwritten")
     defaults = BatchDefaults(max_tokens, temperature, seed)
+    prefixes = read_prefixes(prefix, model)
     identity = batch_identity(
         source,
         summary.sha256,
@@ -90,6 +101,7 @@ def batch(
         dtype=dtype,
         defaults=defaults,
         max_context=max_context,
+        prefixes=prefixes,
     )
     with ResultFile(out, identity, overwrite=overwrite) as results:
         try:
@@ -99,6 +111,7 @@ def batch(
                 total=summary.requests,
                 model=model,
                 defaults=defaults,
+                prefixes=prefixes,
                 quiet=quiet,
                 dtype=dtype,
                 device=device,
@@ -135,6 +148,7 @@ def _run(
     total: int,
     model: str,
     defaults: BatchDefaults,
+    prefixes: list[PrefixSource],
     quiet: bool,
     **settings: Any,
 ) -> dict[str, Any]:
@@ -153,6 +167,7 @@ def _run(
         given = {name: value for name, value in asdict(defaults).items() if value is not None}
         SamplingParams(**given)  # wrong defaults are everybody's error, not every line's
         llm = load_llm(display, model, **settings)
+        load_prefixes(llm, prefixes)
 
         def on_plan(plan: PlanReport) -> None:
             display.stop()

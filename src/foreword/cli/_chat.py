@@ -16,6 +16,7 @@ from foreword.cli import _options as options
 from foreword.cli._chat_sides import ChatError, ContextFullError, Remote, Sampling, Side, Turn
 from foreword.cli._console import note, print_json
 from foreword.cli._load import load_llm
+from foreword.cli._prefixes import load_prefixes, read_prefixes
 from foreword.cli._progress import ProgressDisplay
 
 HELP = """\
@@ -57,6 +58,14 @@ def chat(
     forget: Annotated[
         bool, typer.Option("--forget", help="Drop the oldest turns when the context is full.")
     ] = False,
+    prefix: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=DIR",
+            help="Learned prefix in front of the chat; NAME alone is one that came with the model, "
+            "or with --url its name there. May be repeated: several are joined in their order.",
+        ),
+    ] = None,
     kv_memory: options.KvMemoryOption = None,
     backend: options.BackendOption = "auto",
     decoder: options.DecoderOption = "auto",
@@ -77,12 +86,13 @@ def chat(
     sampling = Sampling(max_tokens, temperature, top_p, seed, tuple(stop or ()))
     side: Side
     if url is not None:
-        side = Remote(url, model, _key(key_file), sampling)
+        side = Remote(url, model, _key(key_file), sampling, tuple(prefix or ()))
     else:
         if key_file is not None:
             raise ParameterError("--key-file is for a server: give its --url too")
         from foreword.cli._chat_sides import Local
 
+        sources = read_prefixes(prefix, model or "nano")
         with ProgressDisplay(quiet=quiet) as display:
             llm = load_llm(
                 display,
@@ -96,7 +106,8 @@ def chat(
                 backend=backend,
                 max_context=max_context,
             )
-        side = Local(model or "nano", llm, sampling)
+            load_prefixes(llm, sources)
+        side = Local(model or "nano", llm, sampling, tuple(source.name for source in sources))
     return Chat(side, system, forget=forget, as_json=as_json, quiet=quiet).run()
 
 

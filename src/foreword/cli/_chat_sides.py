@@ -74,10 +74,13 @@ class Side(Protocol):
 class Local:
     """The engine in this process."""
 
-    def __init__(self, model: str, llm: LLM, sampling: Sampling) -> None:
+    def __init__(
+        self, model: str, llm: LLM, sampling: Sampling, prefix: tuple[str, ...] = ()
+    ) -> None:
         from foreword.engine import SamplingParams
 
         self.model = model
+        self._prefix = prefix
         self._llm = llm
         inner = llm.tokenizer.inner if llm.tokenizer is not None else None
         plain = not getattr(inner, "chat_template", None)
@@ -96,9 +99,10 @@ class Local:
         engine = self._llm.engine
         prompt = render_chat(self._llm.tokenizer, messages)
         try:
-            request = engine.add(self._llm.encode(prompt, "the chat"), self._params)
+            ids = self._llm.encode(prompt, "the chat")
+            request = engine.add(ids, self._params, prefix=self._prefix)
         except PromptError as error:
-            too_long = self._length(prompt) >= engine.max_context
+            too_long = self._length(prompt) + self._taken() >= engine.max_context
             raise (ContextFullError if too_long else ChatError)(str(error)) from None
         started = time.perf_counter()
         try:
@@ -117,6 +121,13 @@ class Local:
             turn.seconds = time.perf_counter() - started
         if result.error is not None:
             raise ChatError(result.error)
+
+    def _taken(self) -> int:
+        """Positions of the context that the prefixes take."""
+        from foreword.prefixes import joint_offset
+
+        infos = [self._llm.prefixes[name] for name in self._prefix]
+        return max(joint_offset(infos), sum(info.length for info in infos)) if infos else 0
 
     def _length(self, prompt: str | list[int]) -> int:
         tokenizer = self._llm.tokenizer
@@ -149,18 +160,27 @@ class Remote:
         url: its address, with or without `/v1`.
         model: its name there; "" takes the first it lists.
         key: an API key, or None.
+        prefix: names of learned prefixes there.
 
     Raises:
         ChatError: it is not there, or lists no model.
     """
 
-    def __init__(self, url: str, model: str, key: str | None, sampling: Sampling) -> None:
+    def __init__(
+        self,
+        url: str,
+        model: str,
+        key: str | None,
+        sampling: Sampling,
+        prefix: tuple[str, ...] = (),
+    ) -> None:
         plain = url.rstrip("/")
         if not plain.startswith(("http://", "https://")):
             raise ChatError(f"{url!r} is no address of a server: give http://HOST:PORT")
         self._base = plain if plain.endswith("/v1") else f"{plain}/v1"
         self._key = key
         self._sampling = sampling
+        self._prefix = prefix
         self.model = model or self._first_model()
 
     def _first_model(self) -> str:
@@ -181,6 +201,8 @@ class Remote:
             "stream": True,
             "stream_options": {"include_usage": True},
         }
+        if self._prefix:
+            body["prefix"] = list(self._prefix)
         if asked.seed is not None:
             body["seed"] = asked.seed
         if asked.stop:

@@ -14,6 +14,7 @@ from foreword._errors import PromptError
 from foreword.cli import _options as options
 from foreword.cli._console import note, one_line, print_json
 from foreword.cli._load import load_llm
+from foreword.cli._prefixes import PrefixOption, load_prefixes, read_prefixes
 from foreword.cli._progress import ProgressDisplay
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ def generate(
     stream: Annotated[
         bool, typer.Option("--stream", help="Print the answer to one prompt as it is written.")
     ] = False,
+    prefix: PrefixOption = None,
     kv_memory: options.KvMemoryOption = None,
     max_batch: options.MaxBatchOption = 256,
     no_share: options.NoShareOption = False,
@@ -69,9 +71,11 @@ def generate(
     """Continue prompts with a model.
 
     In a .jsonl file each line may bring its own sampling fields; the options hold for the rest.
-    With --stream, --json prints one object per piece.
+    Where a line names its learned prefix ("prefix", a name or a list), each stands behind those it
+    names, and --prefix says where they are. With --stream, --json prints one object per piece.
     """
     lines = _read_prompts(prompts or [], file)
+    sources = read_prefixes(prefix, model)
     if stream and (len(lines) != 1 or n != 1):
         raise typer.BadParameter("--stream takes one prompt and one answer (--n 1)")
     with ProgressDisplay(quiet=quiet) as display:
@@ -94,6 +98,7 @@ def generate(
             logprobs=logprobs,
         )
         every = [_line_params(line, params) for line in lines]
+        ahead = _ahead(lines, [source.name for source in sources])
         llm = load_llm(
             display,
             model,
@@ -108,12 +113,13 @@ def generate(
             page_size=page_size,
             max_context=max_context,
         )
+        load_prefixes(llm, sources)
         texts = [_render(llm, line) for line in lines]
         if stream:
             display.stop()
-            return _stream(llm, texts[0], every[0], as_json=as_json, quiet=quiet)
+            return _stream(llm, texts[0], every[0], ahead[0], as_json=as_json, quiet=quiet)
         display.phase("generating")
-        results, interrupted = _run(llm, texts, every, display)
+        results, interrupted = _run(llm, texts, every, ahead, display)
     if as_json:
         print_json(
             {
@@ -155,7 +161,8 @@ def _read_prompts(prompts: list[str], file: Path | None) -> list[BatchLine]:
 
 def _line_params(line: BatchLine, params: SamplingParams) -> SamplingParams:
     """`params` with the fields that the line brings itself."""
-    if not line.body:
+    body = {name: value for name, value in line.body.items() if name != "prefix"}
+    if not body:
         return params
     from foreword._errors import ParameterError
     from foreword.engine import from_openai
@@ -163,9 +170,23 @@ def _line_params(line: BatchLine, params: SamplingParams) -> SamplingParams:
     given = {name: value for name, value in asdict(params).items() if value is not None}
     max_tokens = given.pop("max_tokens")
     try:
-        return from_openai({**given, **line.body}, max_tokens=max_tokens)
+        return from_openai({**given, **body}, max_tokens=max_tokens)
     except ParameterError as error:
         raise ParameterError(f"line {line.number}: {error}") from None
+
+
+def _ahead(lines: list[BatchLine], given: list[str]) -> list[tuple[str, ...] | None]:
+    """The prefixes in front of each prompt: its line's own where lines name any, else all."""
+    from foreword._errors import ParameterError
+    from foreword.serving import line_prefix
+
+    own = []
+    for line in lines:
+        try:
+            own.append(line_prefix(line.body, given) or None)
+        except ParameterError as error:
+            raise ParameterError(f"line {line.number}: {error}") from None
+    return own if any(own) else [tuple(given) or None] * len(lines)
 
 
 def _render(llm: LLM, line: BatchLine) -> str | list[int]:
@@ -180,23 +201,30 @@ def _run(
     llm: LLM,
     texts: list[str | list[int]],
     every: list[SamplingParams],
+    ahead: list[tuple[str, ...] | None],
     display: ProgressDisplay,
 ) -> tuple[list[Result], bool]:
     """All results, and whether Ctrl-C cut them short."""
     from foreword.engine import Interrupted
 
     try:
-        return llm.generate(texts, every, on_progress=display.update), False
+        return llm.generate(texts, every, prefixes=ahead, on_progress=display.update), False
     except Interrupted as stopped:
         return stopped.results, True
 
 
 def _stream(
-    llm: LLM, text: str | list[int], params: SamplingParams, *, as_json: bool, quiet: bool
+    llm: LLM,
+    text: str | list[int],
+    params: SamplingParams,
+    ahead: tuple[str, ...] | None,
+    *,
+    as_json: bool,
+    quiet: bool,
 ) -> int:
     """Print one answer as it is written."""
     code = 0
-    with closing(llm.stream(text, params)) as chunks:  # type: ignore[type-var]
+    with closing(llm.stream(text, params, prefix=ahead)) as chunks:  # type: ignore[type-var]
         try:
             for chunk in chunks:
                 if as_json:

@@ -17,6 +17,14 @@ from foreword.serving._batch_run import (
 )
 from foreword.serving._chat import plain_chat, render_chat
 from foreword.serving._errors import BatchFileError, LineError
+from foreword.serving._prefix_names import line_prefix, prefix_names
+from foreword.serving._prefix_sources import (
+    PrefixSource,
+    check_sources,
+    read_source,
+    shipped,
+    sources_in,
+)
 from foreword.serving._prompt_file import read_prompt_file, text_prompts
 from foreword.serving._records import answer_record, chat_body, completion_body, error_record
 from foreword.serving._result_file import ResultFile
@@ -28,22 +36,29 @@ __all__ = [
     "BatchReport",
     "BatchSummary",
     "LineError",
+    "PrefixSource",
     "ResultFile",
     "answer_record",
     "batch_identity",
     "chat_body",
+    "check_sources",
     "completion_body",
     "error_record",
     "line_answer",
     "line_params",
+    "line_prefix",
     "line_prompt",
     "line_refusal",
     "parse_line",
     "plain_chat",
+    "prefix_names",
     "read_lines",
     "read_prompt_file",
+    "read_source",
     "render_chat",
     "run_batch",
+    "shipped",
+    "sources_in",
     "summarise",
     "text_prompts",
 ]

@@ -48,5 +48,8 @@ def line_refusal(
         if isinstance(error, PromptError):
             code = "invalid_prompt"
         elif isinstance(error, ParameterError):
-            code = "invalid_parameter"
+            from foreword.engine import UnknownPrefixError
+
+            unknown = isinstance(error, UnknownPrefixError)
+            code = "prefix_not_found" if unknown else "invalid_parameter"
     return error_record(line.number, line.custom_id, code, f"line {line.number}: {error}")

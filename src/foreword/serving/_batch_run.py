@@ -15,11 +15,13 @@ from foreword.scheduling import PlanReport, report_plan
 from foreword.serving._batch_answers import line_answer, line_prompt, line_refusal
 from foreword.serving._batch_lines import BatchLine
 from foreword.serving._errors import LineError
+from foreword.serving._prefix_names import line_prefix
 from foreword.serving._records import error_record
 
 if TYPE_CHECKING:
     from foreword.engine import LLM, Engine, PrefixStats, Progress, Request, SamplingParams
     from foreword.scheduling import Candidate
+    from foreword.serving._prefix_sources import PrefixSource
     from foreword.serving._result_file import ResultFile
 
 
@@ -206,7 +208,10 @@ class _Run:
             ids = self.llm.encode(prompt)
             tenant = line.body.get("user")
             request = self.llm.engine.add(
-                self._interned(ids), params, tenant=tenant if isinstance(tenant, str) else ""
+                self._interned(ids),
+                params,
+                tenant=tenant if isinstance(tenant, str) else "",
+                prefix=line_prefix(line.body, self.llm.prefixes),
             )
         except ForewordError as error:
             self.out.write(line_refusal(line, error))
@@ -224,8 +229,10 @@ class _Run:
         if line is None:  # one of its answers ended in the same step
             return False
         result = request.result(line.number)
+        asked = line.body.get("model")
+        model = asked if isinstance(asked, str) and asked in self.llm.prefixes else self.model
         tokenizer = self.llm.tokenizer
-        self.out.write(line_answer(line, result, model=self.model, tokenizer=tokenizer))
+        self.out.write(line_answer(line, result, model=model, tokenizer=tokenizer))
         return True
 
 
@@ -237,13 +244,18 @@ def batch_identity(
     dtype: str,
     defaults: BatchDefaults,
     max_context: int | None,
+    prefixes: Sequence[PrefixSource] = (),
 ) -> dict[str, Any]:
     """What a file of answers belongs to, for `ResultFile`: with another one it is not gone on with.
 
-    A model directory counts by its full path, wherever the command is given. The policy does not
-    count: it changes no answer.
+    A model directory counts by its full path, wherever the command is given; learned prefixes by
+    their names and what is in their files. The policy does not count: it changes no answer.
+
+    Raises:
+        ParameterError: a prefix cannot be read.
     """
     path = Path(model).expanduser()
+    learned = {source.name: source.digest() for source in prefixes}
     return {
         "input": source.name,
         "input_sha256": sha256,
@@ -251,18 +263,19 @@ def batch_identity(
         "dtype": dtype,
         **asdict(defaults),
         "max_context": max_context,
+        **({"prefixes": learned} if learned else {}),
     }
 
 
 def line_params(line: BatchLine, defaults: BatchDefaults) -> SamplingParams:
-    """The sampling parameters of a line.
+    """The sampling parameters of a line; its `prefix` is none of them.
 
     Raises:
         ParameterError: a field that is unknown or out of its limits.
     """
     from foreword.engine import from_openai
 
-    body: Mapping[str, Any] = line.body
+    body: Mapping[str, Any] = {k: v for k, v in line.body.items() if k != "prefix"}
     temperature = defaults.temperature
     if temperature is None and line.bare:
         temperature = 0.0

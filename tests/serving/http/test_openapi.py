@@ -122,6 +122,7 @@ def _call(operation, mode, examples, seen):
 def _tame(body):
     """Ask the model that is there for few tokens: what is looked at here is not the engine."""
     body.pop("model", None)
+    body.pop("prefix", None)
     for name in ("max_tokens", "max_completion_tokens"):
         if isinstance(body.get(name), int):
             body[name] = min(body[name], 4)

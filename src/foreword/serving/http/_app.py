@@ -23,7 +23,13 @@ from foreword.serving.http._middleware import (
     error_response,
 )
 from foreword.serving.http._service import Service
-from foreword.serving.http.api import _chat_completions, _completions, _models, _tokens
+from foreword.serving.http.api import (
+    _chat_completions,
+    _completions,
+    _models,
+    _prefixes,
+    _tokens,
+)
 from foreword.serving.http.batches import _batch_jobs, _batches, _files
 from foreword.serving.http.live import _live
 from foreword.serving.http.watch import _metrics_route, _status
@@ -34,6 +40,7 @@ _AREAS = (
     _completions,
     _chat_completions,
     _tokens,
+    _prefixes,
     _openapi,
     _files,
     _batches,

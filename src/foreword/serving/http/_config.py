@@ -16,6 +16,7 @@ class ServerConfig:
         allowed_hosts: values of the `Host` header that are answered; empty allows the loopback
             names if `host` is a loopback address, else every name.
         data_dir: where files and batches are kept; None keeps none, and those routes say so.
+        prefix_dir: where operators may load learned prefixes from; None lets them load none.
         max_body: largest request body; uploads of files have `max_file`.
         max_file: largest uploaded file.
         max_stored: what the files of one tenant may take together; None is no limit.
@@ -43,6 +44,7 @@ class ServerConfig:
     model_name: str | None = None
     allowed_hosts: tuple[str, ...] = ()
     data_dir: Path | None = None
+    prefix_dir: Path | None = None
     max_body: int = 4 * 2**20
     max_file: int = 200 * 2**20
     max_stored: int | None = 10 * 2**30

@@ -23,6 +23,7 @@ from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from foreword._errors import ForewordError, ParameterError, PromptError
+from foreword.engine import UnknownPrefixError
 from foreword.serving.http._errors import ApiError, not_ready
 from foreword.serving.http._service import Service
 from foreword.serving.http.guard import _access as access
@@ -189,6 +190,8 @@ def api_error(error: Exception, *, draining: bool = False) -> ApiError:
         return error
     if isinstance(error, HTTPException):
         return _routing_error(error)
+    if isinstance(error, UnknownPrefixError):  # it was unloaded after the request was checked
+        return ApiError(404, str(error), param="prefix", code="prefix_not_found")
     if isinstance(error, PromptError):
         return ApiError(400, str(error), code="invalid_prompt")
     if isinstance(error, ParameterError):

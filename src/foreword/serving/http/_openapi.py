@@ -18,7 +18,13 @@ from starlette.routing import Route
 from foreword import __version__
 from foreword.serving.http._operations import Answer, Operation
 from foreword.serving.http._service import Service
-from foreword.serving.http.api import _chat_completions, _completions, _models, _tokens
+from foreword.serving.http.api import (
+    _chat_completions,
+    _completions,
+    _models,
+    _prefixes,
+    _tokens,
+)
 from foreword.serving.http.api._schemas_answers import ErrorBody
 from foreword.serving.http.batches import _batches, _files
 from foreword.serving.http.guard import _access as access
@@ -76,6 +82,7 @@ def operations() -> list[Operation]:
         _chat_completions,
         _models,
         _tokens,
+        _prefixes,
         _files,
         _batches,
         _live,

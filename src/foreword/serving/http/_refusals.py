@@ -8,6 +8,7 @@ from typing import Any, NoReturn, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from foreword._errors import ParameterError
+from foreword.serving._prefix_names import MAX_JOINED
 from foreword.serving.http._errors import ApiError
 from foreword.serving.http.api._schemas import (
     MAX_FIELDS,
@@ -22,6 +23,7 @@ Model = TypeVar("Model", bound=BaseModel)
 _SAID = {
     "prompt": f"must be a text, a list of texts, a list of token ids, or a list of those, at most "
     f"{MAX_PROMPTS} prompts and none of them empty",
+    "prefix": f"must be the name of a learned prefix, or a list of 1 to {MAX_JOINED} names",
     "stop": "must be a text or a list of up to 16 texts, none of them empty",
     "content": 'must be a text or a list of parts {"type": "text", "text": ...}',
 }

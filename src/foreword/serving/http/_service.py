@@ -50,6 +50,8 @@ class Job:
     """What one HTTP request asks of the engine: prompts as token ids, one `SamplingParams` each.
 
     Attributes:
+        prefixes: names of the learned prefixes in front of every prompt, in their order; the
+            caller may use them, which is checked where the job is made.
         cache_salt: the user's own, "" for none; the server makes the real one of it.
         user: whom a fair policy charges where no keys are set; it splits no cache.
         seconds: how long the caller waits; it can only shorten the server's `request_seconds`.
@@ -57,6 +59,7 @@ class Job:
 
     prompts: tuple[list[int], ...]
     params: tuple[SamplingParams, ...]
+    prefixes: tuple[str, ...] = ()
     cache_salt: str = ""
     user: str = ""
     seconds: float | None = None
@@ -139,7 +142,9 @@ class Service:
         try:
             salt = self.isolation.salt(caller.tenant, job.cache_salt)
             tenant = caller.tenant or job.user
-            events = self.llm.events(job.prompts, job.params, tenant=tenant, salt=salt)
+            events = self.llm.events(
+                job.prompts, job.params, tenant=tenant, salt=salt, prefix=job.prefixes or None
+            )
             async with aclosing(events):
                 while course.left:
                     item = await _before(deadline, seconds, events)
@@ -174,7 +179,7 @@ class _Course:
             self._ticket.started(self._job.params[index].n, len(self._job.prompts[index]))
         if isinstance(item, Result):
             self._ticket.ended(self.left.pop(index))
-            self._metrics.finished(self._caller, item, self._job.params[index])
+            self._metrics.finished(self._caller, item, self._job.params[index], self._job.prefixes)
             return
         self._ticket.wrote(len(item.token_ids))
         place = (index, item.output_index)

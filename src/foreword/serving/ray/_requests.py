@@ -51,6 +51,11 @@ def read_request(request: Any) -> BatchLine:
         value = body.get(name)
         if value is not None and not isinstance(value, str):
             raise ParameterError(f"{name} is {value!r}: give a text, or leave it out")
+    if body.get("prefix") is not None:
+        raise ParameterError(
+            "prefix is not known to Ray apps, whose replicas load no learned prefixes: use "
+            "`foreword serve --prefix`, or leave it out"
+        )
     plain = {name: value for name, value in body.items() if name not in _OWN}
     line = {"custom_id": "-", **request, "body": plain} if "body" in request else plain
     try:

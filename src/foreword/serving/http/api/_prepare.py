@@ -12,15 +12,27 @@ from hashlib import sha256
 from foreword import __version__
 from foreword._errors import ParameterError
 from foreword.engine import SamplingParams, from_openai
+from foreword.serving._prefix_names import prefix_names
 from foreword.serving.http._errors import ApiError
 from foreword.serving.http._refusals import blamed
 from foreword.serving.http._service import Job, Service
+from foreword.serving.http.api._choice import Choice, choose
 from foreword.serving.http.api._schemas import ChatRequest, CompletionRequest, Sampling
 from foreword.serving.http.api._texts import encode, encode_chat, without_delay
 from foreword.serving.http.guard._keys import Caller
 
 _HERE = frozenset(
-    {"model", "prompt", "messages", "user", "stream", "stream_options", "echo", "cache_salt"}
+    {
+        "model",
+        "prefix",
+        "prompt",
+        "messages",
+        "user",
+        "stream",
+        "stream_options",
+        "echo",
+        "cache_salt",
+    }
 )
 """Fields that the server takes care of; the rest makes the sampling parameters."""
 
@@ -30,7 +42,8 @@ class Prepared:
     """A request that is ready to run, and how its answer is to be written.
 
     Attributes:
-        id, created, model, fingerprint: what every piece of the answer carries.
+        id, created, model, fingerprint: what every piece of the answer carries; the model is
+            called as the request called it.
         echo: each prompt's text, to be put in front of its answers; None to leave it away.
         stream: whether the answer is sent as it comes.
         include_usage, continuous_usage: what a stream tells of its length.
@@ -51,16 +64,16 @@ async def prepare_completion(service: Service, caller: Caller, body: CompletionR
     """What a body of /v1/completions asks for.
 
     Raises:
-        ApiError: 400 a field or prompt is unusable; 404 the model is another one.
+        ApiError: 400 a field or prompt is unusable; 404 no such model or prefix.
     """
-    check_model(service, body.model)
+    choice = choose(service, caller, body.model, prefix_names(body.prefix))
     wants = _sampling(service, caller, body, default=16)
     wanted = body.prompt
     many = [wanted] if isinstance(wanted, str) or isinstance(wanted[0], int) else wanted
     prompts = await without_delay(
         sum(len(prompt) if isinstance(prompt, str) else len(prompt) // 8 for prompt in many),
         lambda: [
-            encode(service, prompt, "prompt" if len(many) == 1 else f"prompt[{i}]")
+            encode(service, prompt, "prompt" if len(many) == 1 else f"prompt[{i}]", choice.taken)
             for i, prompt in enumerate(many)
         ],
     )
@@ -71,46 +84,31 @@ async def prepare_completion(service: Service, caller: Caller, body: CompletionR
             prompt if isinstance(prompt, str) else decode(ids)
             for prompt, ids in zip(many, prompts, strict=True)
         )
-    return _prepared(service, body, prompts, wants, echo)
+    return _prepared(service, body, choice, prompts, wants, echo)
 
 
 async def prepare_chat(service: Service, caller: Caller, body: ChatRequest) -> Prepared:
     """What a body of /v1/chat/completions asks for.
 
     Raises:
-        ApiError: 400 a field or message is unusable; 404 the model is another one.
+        ApiError: 400 a field or message is unusable; 404 no such model or prefix.
     """
-    check_model(service, body.model)
+    choice = choose(service, caller, body.model, prefix_names(body.prefix))
     given = body.max_tokens is not None or body.max_completion_tokens is not None
     default = service.config.default_max_tokens
     wants = _sampling(service, caller, body, default=default or service.llm.max_context)
-    ids = await encode_chat(service, [message.plain() for message in body.messages])
+    ids = await encode_chat(service, [message.plain() for message in body.messages], choice.taken)
     if not given:
-        room = min(service.llm.max_context, service.llm.capacity) - len(ids)
+        room = min(service.llm.max_context, service.llm.capacity) - choice.taken - len(ids)
         wants = replace(wants, max_tokens=max(1, min(wants.max_tokens, room)))
-    return _prepared(service, body, [ids], wants, None)
+    return _prepared(service, body, choice, [ids], wants, None)
 
 
-def check_model(service: Service, name: str | None) -> None:
-    """Whether a request is for the model that is served.
-
-    Raises:
-        ApiError: 404.
-    """
-    if name is not None and name != service.model:
-        short = name if len(name) <= 100 else name[:97] + "..."
-        raise ApiError(
-            404,
-            f"there is no model {short!r}: this server has {service.model!r}",
-            param="model",
-            code="model_not_found",
-        )
-
-
-@lru_cache(maxsize=64)
-def fingerprint(model: str, max_context: int) -> str:
-    """OpenAI's `system_fingerprint`; of this version and the model's name, not of its weights."""
-    text = "\n".join((__version__, model, str(max_context)))
+@lru_cache(maxsize=256)
+def fingerprint(model: str, max_context: int, prefixes: tuple[str, ...] = ()) -> str:
+    """OpenAI's `system_fingerprint`: of this version, the model's name, and the identities of the
+    prefixes in front; not of the model's weights."""
+    text = "\n".join((__version__, model, str(max_context), *prefixes))
     return f"fp_{sha256(text.encode()).hexdigest()[:12]}"
 
 
@@ -168,6 +166,7 @@ def _sampling(service: Service, caller: Caller, body: Sampling, *, default: int)
 def _prepared(
     service: Service,
     body: Sampling,
+    choice: Choice,
     prompts: Sequence[list[int]],
     params: SamplingParams,
     echo: tuple[str, ...] | None,
@@ -180,11 +179,16 @@ def _prepared(
             params=(params,) * len(prompts),
             cache_salt=body.cache_salt or "",
             user=body.user or "",
+            prefixes=choice.names,
         ),
         id=uuid.uuid4().hex,
         created=int(time.time()),
-        model=service.model,
-        fingerprint=fingerprint(service.model, service.llm.max_context),
+        model=choice.model,
+        fingerprint=fingerprint(
+            service.model,
+            service.llm.max_context,
+            tuple(info.identity for info in choice.prefixes),
+        ),
         echo=echo,
         stream=bool(body.stream),
         include_usage=usage,

@@ -10,6 +10,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
+from foreword.serving._prefix_names import MAX_JOINED, MAX_NAME
+
 MAX_PROMPTS = 256
 """Prompts of one request."""
 MAX_MESSAGES = 2048
@@ -23,6 +25,7 @@ _INT64 = 2**63
 
 Text = Annotated[str, Field(min_length=1)]
 Name = Annotated[str, Field(max_length=512)]
+PrefixName = Annotated[str, Field(min_length=1, max_length=MAX_NAME)]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 TokenIds = Annotated[list[TokenId], Field(min_length=1, fail_fast=True)]
 Bias = Annotated[float, Field(ge=-100, le=100)]
@@ -51,7 +54,20 @@ class StreamOptions(Strict):
 class Sampling(Strict):
     """What completions and chats have in common."""
 
-    model: str | None = Field(None, description="The model's name; there is one, see /v1/models.")
+    model: str | None = Field(
+        None,
+        description="The model's name, or that of a learned prefix: the model behind it. See "
+        "/v1/models.",
+    )
+    prefix: (
+        PrefixName
+        | Annotated[list[PrefixName], Field(min_length=1, max_length=MAX_JOINED, fail_fast=True)]
+        | None
+    ) = Field(
+        None,
+        description="A learned prefix to stand in front of the prompt, or several, joined in "
+        "their order.",
+    )
     max_tokens: int | None = Field(None, ge=0, description="Most tokens of one answer.")
     n: int | None = Field(None, ge=1, le=128, description="Answers per prompt.")
     temperature: float | None = Field(

@@ -179,13 +179,15 @@ class ChatChunk(Exact):
 
 
 class ModelObject(Exact):
-    """The model that is served."""
+    """The model that is served, or a learned prefix: the model behind it."""
 
     id: str
     object: Literal["model"]
     created: Count
     owned_by: str
     max_model_len: Count = Field(description="The longest text in tokens, prompt and answer.")
+    parent: str | None = Field(None, description="Of a prefix: the model.")
+    prefix_length: Count | None = Field(None, description="Of a prefix: its positions.")
 
 
 class ModelList(Exact):

@@ -38,8 +38,10 @@ def render(service: Service, messages: list[dict[str, str]]) -> str | list[int]:
         raise ApiError(400, str(error), param="messages", code="invalid_prompt") from None
 
 
-async def encode_chat(service: Service, messages: list[dict[str, str]]) -> list[int]:
-    """Token ids of a chat that the model can answer.
+async def encode_chat(
+    service: Service, messages: list[dict[str, str]], taken: int = 0
+) -> list[int]:
+    """Token ids of a chat that the model can answer behind prefixes of `taken` positions.
 
     Raises:
         ApiError: 400, the template refuses the messages, or they are too long.
@@ -48,12 +50,13 @@ async def encode_chat(service: Service, messages: list[dict[str, str]]) -> list[
     _check_size(service, size, "messages")
     return await without_delay(
         size + _MESSAGE * len(messages),
-        lambda: encode(service, render(service, messages), "messages"),
+        lambda: encode(service, render(service, messages), "messages", taken),
     )
 
 
-def encode(service: Service, prompt: str | list[int], name: str) -> list[int]:
-    """Token ids of one prompt that the model can answer; takes time with a long text.
+def encode(service: Service, prompt: str | list[int], name: str, taken: int = 0) -> list[int]:
+    """Token ids of one prompt that the model can answer behind prefixes of `taken` positions;
+    takes time with a long text.
 
     Raises:
         ApiError: 400, it is empty, too long or outside the vocabulary.
@@ -64,12 +67,15 @@ def encode(service: Service, prompt: str | list[int], name: str) -> list[int]:
     elif len(prompt) >= limit:
         raise _too_long(name, len(prompt), limit)
     try:
-        return service.llm.encode(prompt, name)
+        ids = service.llm.encode(prompt, name)
     except PromptError as error:
         # The one thing left that may be wrong with a text that is not empty is its length.
         code = "context_length_exceeded" if "context" in str(error) else "invalid_prompt"
         param = name.partition("[")[0]
         raise ApiError(400, str(error), param=param, code=code) from None
+    if len(ids) + taken >= limit:
+        raise _too_long(name, len(ids), limit, taken=taken)
+    return ids
 
 
 async def without_delay(size: int, work: Callable[[], T]) -> T:
@@ -98,11 +104,12 @@ def _check_size(service: Service, characters: int, name: str) -> None:
         raise _too_long(name, least, service.llm.max_context, "at least ")
 
 
-def _too_long(name: str, tokens: int, limit: int, about: str = "") -> ApiError:
+def _too_long(name: str, tokens: int, limit: int, about: str = "", taken: int = 0) -> ApiError:
+    behind = f", its learned prefix takes {taken}," if taken else ""
     return ApiError(
         400,
-        f"{name} has {about}{tokens} tokens: the context is {limit} and the answer needs at least "
-        "one of them; shorten it",
+        f"{name} has {about}{tokens} tokens: the context is {limit}{behind} and the answer needs "
+        "at least one of them; shorten it",
         param=name.partition("[")[0],
         code="context_length_exceeded",
     )

@@ -12,7 +12,7 @@ from foreword.serving.http._errors import ApiError
 from foreword.serving.http._operations import Answer, Operation
 from foreword.serving.http._refusals import parse
 from foreword.serving.http._service import Service
-from foreword.serving.http.api._prepare import check_model
+from foreword.serving.http.api._choice import choose
 from foreword.serving.http.api._schemas import DetokenizeRequest, TokenizeRequest
 from foreword.serving.http.api._schemas_answers import Detokenized, Tokens
 from foreword.serving.http.api._texts import render, without_delay
@@ -50,7 +50,7 @@ def routes() -> list[Route]:
 async def _tokenize(request: Request) -> Response:
     service: Service = request.app.state.service
     body = parse(TokenizeRequest, await read_json(request, service.config))
-    check_model(service, body.model)
+    choose(service, request.state.caller, body.model)
     if (body.prompt is None) == (body.messages is None):
         raise ApiError(400, "give either prompt or messages", param="prompt", code="invalid_value")
     tokenizer = _tokenizer(service)
@@ -79,7 +79,7 @@ async def _tokenize(request: Request) -> Response:
 async def _detokenize(request: Request) -> Response:
     service: Service = request.app.state.service
     body = parse(DetokenizeRequest, await read_json(request, service.config))
-    check_model(service, body.model)
+    choose(service, request.state.caller, body.model)
     tokenizer = _tokenizer(service)
     vocab = len(tokenizer.inner)
     wrong = [token for token in body.tokens if token >= vocab]

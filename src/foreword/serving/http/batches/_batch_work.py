@@ -19,11 +19,12 @@ from foreword.serving._batch_answers import line_answer, line_prompt, line_refus
 from foreword.serving._batch_lines import BatchLine, read_lines
 from foreword.serving._batch_run import BatchDefaults, line_params
 from foreword.serving._errors import LineError
+from foreword.serving._prefix_names import prefix_names
 from foreword.serving._records import error_record
 from foreword.serving._result_file import ResultFile
 from foreword.serving.http._errors import ApiError
 from foreword.serving.http._service import Job, Service
-from foreword.serving.http.api._prepare import check_model
+from foreword.serving.http.api._choice import choose
 from foreword.serving.http.api._texts import encode
 from foreword.serving.http.batches._batch_seats import Seats
 from foreword.serving.http.guard._keys import Caller
@@ -50,6 +51,7 @@ class _Ready:
 
     line: BatchLine
     job: Job
+    model: str
 
 
 class BatchWork:
@@ -183,7 +185,9 @@ class BatchWork:
                 code="mismatched_endpoint",
             )
         body = dict(line.body)
-        check_model(self._service, _text(body.pop("model", None), "model"))
+        model = _text(body.pop("model", None), "model")
+        names = prefix_names(body.pop("prefix", None))
+        choice = choose(self._service, self._caller, model, names)
         salt = _text(body.pop("cache_salt", None), "cache_salt")
         user = _text(body.pop("user", None), "user")
         limit = self._caller.limits.max_tokens
@@ -200,8 +204,9 @@ class BatchWork:
                 f"max_tokens is {params.max_tokens}, the limit of your key is {limit}"
             )
         prompt = line_prompt(line, self._service.llm.tokenizer)
-        ids = encode(self._service, prompt, "the prompt")
-        return _Ready(line, Job((ids,), (params,), cache_salt=salt or "", user=user or ""))
+        ids = encode(self._service, prompt, "the prompt", choice.taken)
+        job = Job((ids,), (params,), prefixes=choice.names, cache_salt=salt or "", user=user or "")
+        return _Ready(line, job, choice.model)
 
     # -- answering ---------------------------------------------------------------------------------
 
@@ -284,8 +289,8 @@ class BatchWork:
                 failed = ForewordError("the engine failed on this request each time it was tried")
                 record = line_refusal(item.line, failed)
             else:
-                model, tokenizer = self._service.model, self._service.llm.tokenizer
-                record = line_answer(item.line, result, model=model, tokenizer=tokenizer)
+                tokenizer = self._service.llm.tokenizer
+                record = line_answer(item.line, result, model=item.model, tokenizer=tokenizer)
             await self._write(record)
             return
 

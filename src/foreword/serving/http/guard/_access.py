@@ -9,7 +9,9 @@ Level = Literal["open", "user", "operator"]
 OPEN: Final = frozenset(
     {"/", "/live/{asset}", "/health", "/ready", "/version", "/load", "/openapi.json"}
 )
-OPERATOR: Final = frozenset({"/metrics", "/live/events", "/live/state"})
+OPERATOR: Final = frozenset(
+    {"/metrics", "/live/events", "/live/state", "/v1/prefixes", "/v1/prefixes/{name}"}
+)
 GENERATING: Final = frozenset({"/v1/completions", "/v1/chat/completions"})
 """Routes whose requests the gate can refuse before their bodies are read."""
 ENDLESS: Final = frozenset({"/live/events"})

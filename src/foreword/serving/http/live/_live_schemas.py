@@ -29,6 +29,9 @@ class LiveNode(_Plain):
     private: str | None = Field(
         None, description='Only this tenant ("" if unknown) can use what begins here.'
     )
+    learned: list[str] | None = Field(
+        None, description='Learned prefixes with positions in it, by name ("" if unloaded).'
+    )
     more: int = Field(description="Children that are not shown.")
     text: str | None = Field(None, description="Its text, or the beginning of it.")
     tail: str | None = Field(None, description="The end of its text.")

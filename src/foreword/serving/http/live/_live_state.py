@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from foreword.cache import Namespace, TreeStats
-from foreword.engine import Engine, mark, mark_of, plain
+from foreword.engine import Engine, learned_of, mark, mark_of, plain
 from foreword.models import Tokenizer
 from foreword.serving.http.live._live_tree import Block, Sight, TreeWatch
 
@@ -26,6 +26,7 @@ class Look(NamedTuple):
     Attributes:
         sight: the tree.
         owners: tenants by their salts and marks, as far as they are known.
+        learned: names of learned prefixes by identity.
         running, waiting: answers by tenant.
         counts: sums since the start.
         cache: pages and tokens.
@@ -34,6 +35,7 @@ class Look(NamedTuple):
 
     sight: Sight
     owners: Mapping[str | int, str]
+    learned: Mapping[str, str]
     running: Mapping[str, int]
     waiting: Mapping[str, int]
     counts: Mapping[str, int]
@@ -60,7 +62,7 @@ class Observer:
     def look(self, engine: Engine) -> Look:
         """To be called on the engine's thread between steps. Changes nothing in the engine.
 
-        Costs what `TreeWatch.look` does, and O(running + waiting + pins).
+        Costs what `TreeWatch.look` does, and O(running + waiting + pins + learned prefixes).
         """
         tree = engine.tree
         sequences = engine.in_batch()
@@ -76,6 +78,7 @@ class Observer:
                 [(name, tree.path(pin.lease)) for name, pin in engine.pins.items()],
             ),
             owners=ChainMap(self._known, dict(self._owners)),
+            learned=engine.shelf.names(),
             running=Counter(sequence.tenant for sequence in sequences),
             waiting=Counter(candidate.tenant for candidate in engine.in_line()),
             counts={
@@ -96,7 +99,7 @@ def describe(look: Look, text: Callable[[tuple[int, ...]], str] | None) -> dict[
     Salts and token ids never appear. `text` decodes ids; None leaves all text out.
     """
     grounds: dict[Namespace, int] = {}
-    nodes = [_node(block, look.owners, grounds, text) for block in look.sight.blocks]
+    nodes = [_node(block, look, grounds, text) for block in look.sight.blocks]
     cache = look.cache
     return {
         **look.counts,
@@ -130,7 +133,7 @@ def decoder(tokenizer: Tokenizer) -> Callable[[tuple[int, ...]], str]:
 
 def _node(
     block: Block,
-    owners: Mapping[str | int, str],
+    look: Look,
     grounds: dict[Namespace, int],
     text: Callable[[tuple[int, ...]], str] | None,
 ) -> dict[str, Any]:
@@ -150,7 +153,9 @@ def _node(
     if block.pins:
         node["pins"] = list(block.pins)
     if owner := mark_of(block.head):  # from here on it is one tenant's alone
-        node["private"] = owners.get(owner, "")[:_NAME]
+        node["private"] = look.owners.get(owner, "")[:_NAME]
+    if learned := learned_of((*block.head, *block.tail)):
+        node["learned"] = [look.learned.get(identity, "") for identity in learned]
     if text is not None:
         node["text"] = text(block.head)
         if block.tail:

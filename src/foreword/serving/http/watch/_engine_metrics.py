@@ -88,6 +88,13 @@ class EngineCollector(Collector):
                 tree.computed_tokens,
             ),
             ("pinned_tokens", "Tokens that pins keep in the cache.", now.pinned_tokens),
+            ("prefixes", "Learned prefixes that requests may name.", now.prefixes),
+            (
+                "prefixes_in_memory",
+                "Learned prefixes whose keys and values are in host memory.",
+                now.prefixes_in_memory,
+            ),
+            ("prefix_bytes", "Host memory that those take, in bytes.", now.prefix_bytes),
             ("cache_page_tokens", "Tokens that fit into a page of the cache.", now.page_size),
             (
                 "dedup_ratio",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
@@ -21,6 +21,8 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 MAX_TENANTS = 50
 """Tenants with series of their own; further ones are summed as "other"."""
+MAX_PREFIXES = 200
+"""Learned prefixes with a series of their own; prompts behind further ones are "other"."""
 _MAX_HANDLERS = 100
 
 _SECONDS = (
@@ -60,6 +62,7 @@ class Metrics:
         self.model = model
         self._labels = (model, "0")
         self._tenants = _Names(MAX_TENANTS)
+        self._prefixes = _Names(MAX_PREFIXES)
         self._handlers = _Names(_MAX_HANDLERS)
         self._registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
@@ -120,6 +123,12 @@ class Metrics:
             ("tenant",),
             registry=registry,
         )
+        self._prefix_prompts = Counter(
+            "foreword_prefix_prompts",
+            "Prompts answered behind a learned prefix, by prefix; of joined ones each counts.",
+            ("prefix",),
+            registry=registry,
+        )
         self._refused = Counter(
             "foreword_refused",
             "Requests turned away, by tenant, status and reason.",
@@ -141,8 +150,17 @@ class Metrics:
         """Time between two tokens of one answer."""
         self._gap.observe(seconds)
 
-    def finished(self, caller: Caller, result: Result, params: SamplingParams) -> None:
-        """A prompt was answered, aborted or failed; its timing and its counts."""
+    def finished(
+        self,
+        caller: Caller,
+        result: Result,
+        params: SamplingParams,
+        prefixes: Sequence[str] = (),
+    ) -> None:
+        """A prompt was answered, aborted or failed; its timing and its counts.
+
+        `prefixes` are the learned ones in front of it.
+        """
         tenant = self._tenants.bounded(caller.tenant)
         written = 0
         for output in result.outputs:
@@ -156,6 +174,8 @@ class Metrics:
         self._tenant_tokens.labels(tenant, "prompt").inc(result.prompt_tokens)
         self._tenant_tokens.labels(tenant, "cached").inc(result.cached_tokens)
         self._tenant_tokens.labels(tenant, "generation").inc(written)
+        for name in dict.fromkeys(prefixes):
+            self._prefix_prompts.labels(self._prefixes.bounded(name)).inc()
         self._timed(tenant, result)
 
     def _timed(self, tenant: str, result: Result) -> None:

@@ -79,7 +79,7 @@ export class Block {
   title(most) {
     const { node } = this;
     const whole = node.tail ? `${node.text} … ${node.tail}` : (node.text ?? "");
-    const text = oneLine(whole).trim();
+    const text = [...learned(node).map((name) => `[${name}]`), oneLine(whole).trim()].join(" ").trim();
     if (!text) return plural(node.tokens, "token");
     return text.length > most ? `${text.slice(0, most)}…` : text;
   }
@@ -111,6 +111,7 @@ export function describe({ node, texts }, showsText) {
     const by = node.tenants.map(([name, readers]) => `${name || "no tenant"} ${count(readers)}`);
     lines.push(`Read by ${by.join(", ")}.`);
   }
+  if (node.learned) lines.push(`Learned: ${learned(node).join(", ")}.`);
   if (node.pinned) {
     lines.push(node.pins ? `Pinned as ${node.pins.join(", ")}: it stays.` : "Pinned: it stays.");
   }
@@ -118,6 +119,11 @@ export function describe({ node, texts }, showsText) {
     lines.push(`From here on only ${node.private || "one tenant"} can use it.`);
   }
   return lines;
+}
+
+/** Names of the learned prefixes that have positions in a block. */
+function learned(node) {
+  return (node.learned ?? []).map((name) => name || "unloaded prefix");
 }
 
 function facts(node) {
