@@ -12,9 +12,10 @@ from foreword.engine._pins import Pin
 from foreword.engine._results import Chunk, Output, Progress, Result, Timing, TokenLogprob
 from foreword.engine._saved import SavedPrefix, SavedPrefixError
 from foreword.engine._sequence import Request
-from foreword.engine._shelf import PrefixInfo, UnknownPrefixError
+from foreword.engine._shelf import UnknownPrefixError
 from foreword.engine._stats import PrefixStats
 from foreword.engine._text import TextStream
+from foreword.engine._volume import PrefixInfo
 from foreword.engine._walls import learned_of, mark, mark_of, plain
 
 __all__ = [

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from foreword.engine._pins import Pin
     from foreword.engine._prompts import Prompt
     from foreword.engine._sequence import Request
-    from foreword.engine._shelf import PrefixInfo
     from foreword.engine._stats import PrefixStats
+    from foreword.engine._volume import PrefixInfo
     from foreword.models import LoadedModel, Tokenizer
     from foreword.prefixes import Prefix
 

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from foreword._errors import PromptError
 from foreword.admission import Desk
 from foreword.attention import choose
 from foreword.cache import KVPool, Namespace, PrefixTree
@@ -206,22 +205,6 @@ class Engine(Shelving):
         self.shelf.borrow(ahead.volumes)
         self.counters.took(request)
         return request
-
-    def _require_room(self, namespace: Namespace, path: list[int], max_length: int) -> None:
-        """Refuse what would not fit even if it were alone with the pins."""
-        said = f"prompt and answer may take {max_length} tokens but the cache holds {self.capacity}"
-        if max_length > self.capacity:
-            pages = -(-max_length // self.config.page_size) + 1
-            least = pages * self.config.page_size * self.pool.bytes_per_token
-            raise PromptError(
-                f"{said}: give a kv_memory of at least {least} bytes, a shorter prompt, or a lower "
-                "max_tokens"
-            )
-        if not self._pins.fits(namespace, path, max_length):
-            raise PromptError(
-                f"{said}, {self._pins.tokens} of them pinned: unpin a prefix, or give more "
-                "kv_memory, a shorter prompt, or a lower max_tokens"
-            )
 
     def abort(self, request: Request) -> None:
         """End a request now; its memory is free for the next step.

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
     from foreword.engine._pins import Pin
     from foreword.engine._sequence import Request
-    from foreword.engine._shelf import PrefixInfo
     from foreword.engine._stats import PrefixStats
+    from foreword.engine._volume import PrefixInfo
     from foreword.models import Decoder, Tokenizer
     from foreword.prefixes import Prefix
     from foreword.scheduling import Policy
@@ -287,8 +287,13 @@ class LLM:
         )
 
     def close(self) -> None:
-        """Drop the cache and its pins. The model's memory goes with the last reference to this."""
+        """Drop the cache, its pins and the learned prefixes.
+
+        The model's memory goes with the last reference to this.
+        """
         self.engine.unpin_all()
+        for name in list(self.prefixes):
+            self.engine.unload_prefix(name, drain=True)
         self.engine.tree.clear()
 
     def _add(

@@ -18,6 +18,7 @@ from foreword.engine._saved import (
     write_file,
     write_kv,
 )
+from foreword.engine._walls import LEARNED
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -178,6 +179,26 @@ class Pinning:
             ParameterError, PromptError: as `pin`.
         """
         return self.restore_pin(read_file(path), salt=salt)
+
+    def _require_room(self, namespace: Namespace, path: list[int], max_length: int) -> None:
+        """Refuse what would not fit even if it were alone with the pins."""
+        said = (
+            "prompt and answer, with the learned prefixes in front of them, may take "
+            if path[0] >= LEARNED
+            else "prompt and answer may take "
+        ) + f"{max_length} tokens but the cache holds {self.capacity}"
+        if max_length > self.capacity:
+            pages = -(-max_length // self.config.page_size) + 1
+            least = pages * self.config.page_size * self.pool.bytes_per_token
+            raise PromptError(
+                f"{said}: give a kv_memory of at least {least} bytes, a shorter prompt, or a lower "
+                "max_tokens"
+            )
+        if not self._pins.fits(namespace, path, max_length):
+            raise PromptError(
+                f"{said}, {self._pins.tokens} of them pinned: unpin a prefix, or give more "
+                "kv_memory, a shorter prompt, or a lower max_tokens"
+            )
 
     def _require_sharing(self) -> None:
         if not self.config.share:

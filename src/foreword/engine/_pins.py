@@ -69,6 +69,7 @@ class Pins:
         self._tree = tree
         self._pins: dict[str, Pin] = {}
         self._learned: dict[str, _Held] = {}
+        self._held: list[_Held] = []  # pins and learned prefixes
         self._public: list[list[int]] = []  # in lexicographic order
         self.tokens = 0
         self.pages = 0
@@ -185,11 +186,9 @@ class Pins:
             self._count()
 
     def clear(self) -> None:
-        """Let all pins go, and learned prefixes too."""
+        """Let all pins go."""
         for name in list(self._pins):
             self.drop(name)
-        for name in list(self._learned):
-            self.let_go(name)
 
     def fits(self, namespace: Namespace, path: list[int], max_length: int) -> bool:
         """Whether a text that may grow to `max_length` fits beside the pins when it is alone.
@@ -198,7 +197,7 @@ class Pins:
         """
         # A path may leave a pin in the middle of a page, hence the spare page for each.
         size = self._tree.page_size
-        held = (*self._pins.values(), *self._learned.values())
+        held = self._held
         left = self._tree.num_pages - 1 - self.pages - len(held)
         if -(-max_length // size) <= left or not held:
             return True
@@ -209,8 +208,9 @@ class Pins:
 
     def _count(self) -> None:
         self._public = sorted(pin.path for pin in self._pins.values() if pin.public)
-        held = (*self._pins.values(), *self._learned.values())
-        nodes = {node for each in held for node in self._tree.path(each.lease)}
+        pins = [_Held(pin.namespace, pin.path, pin.lease) for pin in self._pins.values()]
+        self._held = [*pins, *self._learned.values()]
+        nodes = {node for each in self._held for node in self._tree.path(each.lease)}
         self.tokens = sum(len(node.tokens) for node in nodes)
         self.pages = len(_pages(nodes, self._tree.page_size))
 

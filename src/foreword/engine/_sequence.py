@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from foreword.engine._results import FinishReason
     from foreword.engine._sampler import SequenceSampling
     from foreword.engine._scores import PromptScores
-    from foreword.engine._shelf import Volume
+    from foreword.engine._volume import Volume
 
 
 @dataclass(eq=False, slots=True)

@@ -10,22 +10,22 @@ from __future__ import annotations
 
 import re
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from threading import RLock
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from foreword._errors import ParameterError
+from foreword.engine._volume import PrefixView, Volume
 from foreword.engine._walls import learned_path
 from foreword.prefixes import Prefix, PrefixError, PrefixShape
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping
     from os import PathLike
 
+    from foreword.engine._volume import PrefixInfo
     from foreword.models import LoadedModel
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -33,80 +33,6 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 class UnknownPrefixError(ParameterError):
     """A request names a learned prefix that is not loaded."""
-
-
-@dataclass(frozen=True)
-class PrefixInfo:
-    """What is known of a loaded prefix, at one moment.
-
-    Attributes:
-        name: what requests call it.
-        length: positions it takes in the cache.
-        position_offset: position of the first token behind it.
-        nbytes: bytes of its keys and values in the cache's number format.
-        identity: 64 hexadecimal digits; prefixes of the same numbers have the same.
-        pinned: it stays in host memory and in the cache until it is unloaded.
-        in_memory: its keys and values are in host memory; else they are read when needed.
-        in_use: requests that stand behind it, those in line among them.
-        source: the directory it is read from; None if it was handed over as a value.
-        base: what the model that it was made for was called; "" where nobody knows.
-        provenance: how it was made.
-    """
-
-    name: str
-    length: int
-    position_offset: int
-    nbytes: int
-    identity: str = field(repr=False)
-    pinned: bool
-    in_memory: bool
-    in_use: int
-    source: Path | None
-    base: str
-    provenance: Mapping[str, Any] = field(repr=False)
-
-
-@dataclass(eq=False, slots=True)
-class Volume:
-    """One prefix on the shelf, and who uses it.
-
-    Requests hold on to volumes, not to names: one that was unloaded stays whole for those that had
-    it already, even while another is loaded under its name.
-    """
-
-    name: str
-    source: Path | None
-    length: int
-    position_offset: int
-    nbytes: int
-    identity: str
-    base: str
-    provenance: Mapping[str, Any]
-    pinned: bool
-    path: tuple[int, ...] = field(repr=False)
-    users: int = 0
-    listed: bool = False
-    held: Prefix | None = field(default=None, repr=False)
-
-    @property
-    def evictable(self) -> bool:
-        """Whether its numbers may leave host memory: they can be read again."""
-        return self.source is not None and not self.pinned
-
-    def info(self) -> PrefixInfo:
-        return PrefixInfo(
-            name=self.name,
-            length=self.length,
-            position_offset=self.position_offset,
-            nbytes=self.nbytes,
-            identity=self.identity,
-            pinned=self.pinned,
-            in_memory=self.held is not None,
-            in_use=self.users,
-            source=self.source,
-            base=self.base,
-            provenance=self.provenance,
-        )
 
 
 class Shelf:
@@ -131,7 +57,7 @@ class Shelf:
         self._kept = 0  # of it, what cannot be evicted
         self._in_memory = 0
         self._lock = RLock()
-        self.view: Mapping[str, PrefixInfo] = _View(self._by_name, self._lock)
+        self.view: Mapping[str, PrefixInfo] = PrefixView(self._by_name, self._lock)
 
     @property
     def known(self) -> int:
@@ -189,6 +115,11 @@ class Shelf:
         """
         with self._lock:
             self._check_name(volume.name)
+            if volume.nbytes > self._limit:
+                raise PrefixError(
+                    f"cannot load prefix {volume.name!r}: it takes {volume.nbytes} bytes, and all "
+                    f"learned prefixes have {self._limit}; give more prefix_memory"
+                )
             if not volume.evictable and self._kept + volume.nbytes > self._limit:
                 raise PrefixError(
                     f"cannot load prefix {volume.name!r}: it takes {volume.nbytes} bytes of host "
@@ -305,11 +236,10 @@ class Shelf:
         """
         return all(volume.held is not None for volume in self.find(names))
 
-    def names(self, identities: Sequence[str]) -> list[str]:
-        """What prefixes are called, "" where nobody calls them anything. O(prefixes known)."""
+    def names(self) -> dict[str, str]:
+        """What the prefixes are called, by identity. O(prefixes known)."""
         with self._lock:
-            known = {volume.identity: name for name, volume in self._by_name.items()}
-        return [known.get(identity, "") for identity in identities]
+            return {volume.identity: name for name, volume in self._by_name.items()}
 
     # -- inside ---------------------------------------------------------------------------------
 
@@ -354,27 +284,6 @@ class Shelf:
     def _drop_unused(self, volume: Volume) -> None:
         if not volume.listed and not volume.users:
             self._let_go(volume)
-
-
-class _View(Mapping[str, PrefixInfo]):
-    """The shelf as users see it: names and what is known of them, as they are when asked."""
-
-    def __init__(self, volumes: dict[str, Volume], lock: RLock) -> None:  # type: ignore[valid-type]
-        self._volumes = volumes
-        self._lock = lock
-
-    def __getitem__(self, name: str) -> PrefixInfo:
-        return self._volumes[name].info()
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._volumes
-
-    def __iter__(self) -> Iterator[str]:
-        with self._lock:
-            return iter(list(self._volumes))
-
-    def __len__(self) -> int:
-        return len(self._volumes)
 
 
 def _load(source: Path) -> Prefix:

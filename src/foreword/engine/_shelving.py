@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from foreword.cache import Lease, Node
     from foreword.engine._sequence import Request
     from foreword.engine._sequence import Sequence as TokenSequence
-    from foreword.engine._shelf import PrefixInfo, Shelf, Volume
+    from foreword.engine._shelf import Shelf
+    from foreword.engine._volume import PrefixInfo, Volume
     from foreword.prefixes import Prefix
 
 

@@ -263,3 +263,29 @@ def test_a_closed_engine_is_an_error_with_a_status(make_service, monkeypatch):
     with pytest.raises(ApiError) as caught:
         asyncio.run(Feed(service).state())
     assert caught.value.status == 503
+
+
+def test_a_learned_prefix_is_shown_by_its_name_and_never_as_text(make_service, llm):
+    import torch
+
+    from foreword import Prefix
+
+    service = make_service()
+
+    async def look() -> dict:
+        shape = await llm.run(lambda engine: engine.loaded.shape)
+        size = (shape.layers, 2, shape.kv_heads, 3, shape.head_dim)
+        noise = torch.randn(size, generator=torch.Generator().manual_seed(1))
+        await llm.load_prefix("terse", Prefix(noise))
+        try:
+            await llm.generate(TRUNK, SamplingParams(max_tokens=1), prefix="terse")
+            return json.loads(await Feed(service, interval=0).state())
+        finally:
+            await llm.unload_prefix("terse")
+
+    state = asyncio.run(look())
+    LiveState.model_validate(state)
+    behind = [node for node in state["nodes"] if node.get("learned")]
+    assert [(node["learned"], node["start"]) for node in behind] == [(["terse"], 0)]
+    assert behind[0]["text"].startswith(TRUNK[:20])
+    assert "private" not in behind[0]
