@@ -17,8 +17,11 @@ if TYPE_CHECKING:
 @torch.no_grad()
 def from_text(model: Any, ids: Sequence[int]) -> Prefix:
     """See `Prefix.from_text`."""
-    from foreword.models import fingerprint
+    from foreword.models import fingerprint, unsupported_features
 
+    found = unsupported_features(model.config)
+    if found:
+        raise PrefixError(f"no prefix can be taken from a model that needs {', '.join(found)}")
     vocab, known = int(model.config.vocab_size), PrefixShape.of(model).max_positions
     if not ids:
         raise PrefixError("the text of a prefix has no tokens: give at least one")

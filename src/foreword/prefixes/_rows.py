@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from foreword.prefixes._errors import PrefixError
+from foreword.prefixes._shape import PrefixShape
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -78,6 +79,11 @@ class PrefixRows:
 
     def __len__(self) -> int:
         return self.kv.shape[0]
+
+    @property
+    def shape(self) -> PrefixShape:
+        """Layers, heads and their size."""
+        return PrefixShape(self.kv.shape[1], self.kv.shape[3], self.kv.shape[5])
 
     @property
     def length(self) -> int:
