@@ -18,11 +18,13 @@ from foreword.cli._serve_start import (
     check_address,
     find_keys,
     listening_line,
+    load_all,
     pin_all,
     require_extra,
 )
 
 if TYPE_CHECKING:
+    from foreword.serving import PrefixSource
     from foreword.serving.http import Server
     from foreword.serving.http._warm import Prefix
 
@@ -95,6 +97,25 @@ def serve(
             metavar="DIR", help="Keep what --pin computed, so that the next start reads it."
         ),
     ] = None,
+    prefix: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=DIR",
+            help="Learned prefix that requests may name; NAME alone is one that came with the "
+            "model. May be repeated.",
+        ),
+    ] = None,
+    prefix_dir: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Directory of learned prefixes: each of its directories is one, by its name. "
+            "Operators may load more from there.",
+        ),
+    ] = None,
+    prefix_memory: Annotated[
+        str, typer.Option(help="Memory for learned prefixes beside the cache.")
+    ] = "1GiB",
     data: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Where files and batches are kept. [default: nowhere]"),
@@ -170,6 +191,7 @@ def serve(
     talk = Talk(as_json=as_json, quiet=quiet)
     with talk.phase("libraries", "loading libraries"):
         from foreword.engine import parse_bytes
+        from foreword.serving import check_sources, read_source, sources_in
         from foreword.serving.http import Server, ServerConfig, Service
         from foreword.serving.http._server import check_free
         from foreword.serving.http._warm import Prefix, check_prefixes
@@ -184,6 +206,7 @@ def serve(
         model_name=model_name or _short_name(model),
         allowed_hosts=tuple(allowed_host or ()),
         data_dir=data,
+        prefix_dir=prefix_dir,
         max_body=parse_bytes(max_body),
         max_file=parse_bytes(max_file),
         max_stored=parse_bytes(max_stored),
@@ -209,13 +232,17 @@ def serve(
         "backend": backend,
         "page_size": page_size,
         "max_context": max_context,
+        "prefix_memory": prefix_memory,
         "debug": _console.debug,
     }
     choice = EngineChoice(model, dtype, device, threads, decoder, policy, settings)
     choice.check()
-    prefixes = [Prefix(path) for path in pin or ()]
-    prefixes += [Prefix(path, chat=True) for path in pin_chat or ()]
-    check_prefixes(prefixes)
+    pins = [Prefix(path) for path in pin or ()]
+    pins += [Prefix(path, chat=True) for path in pin_chat or ()]
+    check_prefixes(pins)
+    learned = [read_source(said, model) for said in prefix or ()]
+    learned += sources_in(prefix_dir) if prefix_dir is not None else []
+    check_sources(learned, config.model_name or "")
     keys = find_keys(api_keys, talk)
     secret = load_secret(secret_file) if secret_file is not None else None
     check_address(host, keys, no_keys_on_network=no_keys_on_network, talk=talk)
@@ -237,15 +264,22 @@ def serve(
             ),
         )
         server.bind()
-        asyncio.run(_run(server, prefixes, save_prefixes, talk))
+        asyncio.run(_run(server, learned, pins, save_prefixes, talk))
     finally:
         llm.close()
     talk.say("stopped", "stopped")
     return 0
 
 
-async def _run(server: Server, prefixes: list[Prefix], directory: Path | None, talk: Talk) -> None:
-    await pin_all(server.service.llm, prefixes, directory, talk)
+async def _run(
+    server: Server,
+    learned: list[PrefixSource],
+    pins: list[Prefix],
+    directory: Path | None,
+    talk: Talk,
+) -> None:
+    await load_all(server.service.llm, learned, talk)
+    await pin_all(server.service.llm, pins, directory, talk)
     await server.serve(signals=True)
 
 

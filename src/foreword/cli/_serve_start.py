@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, Any
 from foreword._errors import ForewordError, ParameterError
 from foreword.cli._load import load
 from foreword.cli._policy import build_policy, check_policy
+from foreword.cli._prefixes import at_its_place
 from foreword.cli._progress import ProgressDisplay
 
 if TYPE_CHECKING:
     from foreword.engine import AsyncLLM
+    from foreword.serving import PrefixSource
     from foreword.serving.http import Keyring, Server, ServerConfig
     from foreword.serving.http._warm import Prefix
 
@@ -174,6 +176,32 @@ class EngineChoice:
         else:
             policy = build_policy(self.policy, None, loaded, display)
         return AsyncLLM(loaded, policy=policy, **self.settings)
+
+
+async def load_all(llm: AsyncLLM, sources: Sequence[PrefixSource], talk: Talk) -> None:
+    """Load the learned prefixes, one line for all of them.
+
+    Raises:
+        ForewordError: one is damaged or does not fit the model; its directory is named.
+    """
+    if not sources:
+        return
+    began = time.perf_counter()
+    for source in sources:
+        try:
+            await llm.load_prefix(source.name, source.path)
+        except ForewordError as error:
+            raise at_its_place(error, source) from error
+    seconds = time.perf_counter() - began
+    gauges = llm.gauges()
+    talk.say(
+        "prefixes",
+        f"learned prefixes: {gauges.prefixes}, {gauges.prefix_bytes / 2**20:.1f} MiB of them in "
+        f"memory ... {seconds:.1f} s",
+        prefixes=gauges.prefixes,
+        bytes=gauges.prefix_bytes,
+        seconds=round(seconds, 3),
+    )
 
 
 async def pin_all(

@@ -11,6 +11,8 @@ MAX_JOINED = 16
 """Prefixes that one request may join."""
 MAX_NAME = 512
 """Characters of a name in a request; no prefix has a longer one."""
+NAME_PATTERN = "[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
+"""What a prefix may be called."""
 
 
 def prefix_names(value: object) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ Everything here is looked at before a model is read, and loads no torch.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -12,6 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from foreword._errors import ParameterError
+from foreword.serving._prefix_names import NAME_PATTERN
 
 _CONFIG = "adapter_config.json"
 _FILES = (_CONFIG, "adapter_model.safetensors")
@@ -88,11 +90,14 @@ def sources_in(directory: Path) -> list[PrefixSource]:
     return [PrefixSource(one.name, one) for one in entries if not one.name.startswith(".")]
 
 
-def check_sources(sources: Iterable[PrefixSource]) -> None:
-    """Look at the directories before a model is read.
+def check_sources(sources: Iterable[PrefixSource], model: str = "") -> None:
+    """Look at names and directories before a model is read.
+
+    Args:
+        model: what the model is called, which no prefix may be.
 
     Raises:
-        ParameterError: one holds no prefix, or two have one name.
+        ParameterError: one holds no prefix, two have one name, or a name is the model's or none.
     """
     seen: dict[str, Path] = {}
     for source in sources:
@@ -102,6 +107,16 @@ def check_sources(sources: Iterable[PrefixSource]) -> None:
                 f"{source.name!r}: give one of them another name"
             )
         seen[source.name] = source.path
+        if not re.fullmatch(NAME_PATTERN, source.name):
+            raise ParameterError(
+                f"{source.name!r} cannot name the prefix in {source.path}: use up to 64 letters, "
+                "digits, '.', '_' and '-', beginning with a letter or digit"
+            )
+        if source.name == model:
+            raise ParameterError(
+                f"{source.name!r} is the model itself: give the prefix in {source.path} another "
+                "name"
+            )
         if not source.path.is_dir():
             raise _unreadable(source, "there is no such directory")
         if not (source.path / _CONFIG).is_file():

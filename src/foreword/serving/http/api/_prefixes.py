@@ -19,6 +19,7 @@ from starlette.routing import Route
 from foreword._errors import ParameterError
 from foreword.engine import UnknownPrefixError
 from foreword.prefixes import PrefixError
+from foreword.serving._prefix_names import NAME_PATTERN
 from foreword.serving.http._body import read_json
 from foreword.serving.http._errors import ApiError
 from foreword.serving.http._operations import Answer, Operation, Parameter
@@ -39,9 +40,7 @@ class PrefixRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    name: str = Field(
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="What requests call it."
-    )
+    name: str = Field(pattern=f"^{NAME_PATTERN}$", description="What requests call it.")
     path: str | None = Field(
         None,
         min_length=1,
