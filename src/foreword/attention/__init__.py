@@ -11,7 +11,7 @@ layer; :meth:`WorkList.advance` grows it by a token per row while nobody joins o
 
 from foreword.attention._backend import Backend
 from foreword.attention._errors import BackendError, PlanError
-from foreword.attention._linear import FEATURE_MAPS, FeatureMap, LinearSegment
+from foreword.attention._linear import FEATURE_MAPS, FeatureMap, LinearSegment, feature_map
 from foreword.attention._planner import Span, plan
 from foreword.attention._registry import backends, choose
 from foreword.attention._state import AttentionState, empty_state, merge, merge_many
@@ -30,6 +30,7 @@ __all__ = [
     "backends",
     "choose",
     "empty_state",
+    "feature_map",
     "merge",
     "merge_many",
     "plan",

@@ -17,6 +17,7 @@ other maps cannot produce one from keys; a trained Z and k can, under any map.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -54,8 +55,7 @@ class FeatureMap(NamedTuple):
         Computed in float32 or wider.
         """
         wide: Tensor = x.to(torch.promote_types(x.dtype, torch.float32))
-        half: float = scale**0.5
-        return self.apply(wide * half)
+        return self.apply(wide * math.sqrt(scale))
 
 
 def _elu(x: Tensor) -> Tensor:
@@ -64,7 +64,7 @@ def _elu(x: Tensor) -> Tensor:
 
 def _scaled_elu(x: Tensor) -> Tensor:
     # (elu + 1)(elu + 1) is about dim where exp is about 1; this makes both 1 at zero.
-    return _elu(x) / x.shape[-1] ** 0.5
+    return _elu(x) / math.sqrt(x.shape[-1])
 
 
 def _taylor1(x: Tensor) -> Tensor:

@@ -104,3 +104,27 @@ def contrast(logits: Tensor, other: Tensor, labels: Tensor) -> Tensor:
     return torch.where(kept, functional.softplus(theirs - ours), 0.0).sum() / kept.sum().clamp_min(
         1
     )
+
+
+def relative_error(made: Tensor, wanted: Tensor) -> Tensor:
+    """Squared error of one layer's states as a share of their squared size; 1 is that of zeros.
+
+    `made` and `wanted` have any one shape; `wanted` gets no gradient.
+    """
+    wanted = wanted.detach().float()
+    return (made.float() - wanted).square().sum() / wanted.square().sum().clamp_min(1e-12)
+
+
+def manifold_loss(states: Tensor, basis: Tensor, centre: Tensor | None = None) -> Tensor:
+    """Mean square of the part of states that is orthogonal to a subspace (Yang & Liu 2022).
+
+        h~ = h - m,   Q = V V^T,   MSE(h~ Q + m, h) = mean((h~ - h~ Q)^2)
+
+    Args:
+        states: `[rows, hidden]`.
+        basis: V `[hidden, rank]`, orthonormal columns.
+        centre: m `[hidden]`; None is 0.
+    """
+    centred = states.float() if centre is None else states.float() - centre.float()
+    basis = basis.to(centred)
+    return (centred - (centred @ basis) @ basis.T).square().mean()

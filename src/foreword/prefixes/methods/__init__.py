@@ -5,6 +5,8 @@ from foreword.prefixes.methods._comparative import ComparativePrefix
 from foreword.prefixes.methods._control import ControlPrefixes
 from foreword.prefixes.methods._gating import PromptGating
 from foreword.prefixes.methods._method import Loss, Method
+from foreword.prefixes.methods._ntk import NTKAttention
+from foreword.prefixes.methods._ntk_distil import distil
 from foreword.prefixes.methods._prefix_tuning import PrefixTuning
 from foreword.prefixes.methods._private import PrivateText
 from foreword.prefixes.methods._registry import METHODS, make_method
@@ -17,8 +19,10 @@ __all__ = [
     "Example",
     "Loss",
     "Method",
+    "NTKAttention",
     "PrefixTuning",
     "PrivateText",
     "PromptGating",
+    "distil",
     "make_method",
 ]

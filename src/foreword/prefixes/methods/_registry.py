@@ -9,6 +9,7 @@ from foreword.prefixes._errors import PrefixError
 from foreword.prefixes.methods._comparative import ComparativePrefix
 from foreword.prefixes.methods._control import ControlPrefixes
 from foreword.prefixes.methods._gating import PromptGating
+from foreword.prefixes.methods._ntk import NTKAttention
 from foreword.prefixes.methods._prefix_tuning import PrefixTuning
 from foreword.prefixes.methods._private import PrivateText
 
@@ -23,6 +24,7 @@ METHODS: dict[str, type[Method]] = {
         ComparativePrefix,
         PrivateText,
         ControlPrefixes,
+        NTKAttention,
         PromptGating,
     )
 }
