@@ -5,7 +5,15 @@ from foreword.models._fingerprint import fingerprint
 from foreword.models._lean import LeanModel
 from foreword.models._lean_fit import lean_reason
 from foreword.models._lean_graph import GraphedModel
-from foreword.models._loader import NANO, Decoder, LoadedModel, ModelShape, load_model, wrap_model
+from foreword.models._loader import (
+    NANO,
+    Decoder,
+    LoadedModel,
+    ModelShape,
+    load_model,
+    load_transformers,
+    wrap_model,
+)
 from foreword.models._support import TESTED_TYPES, unsupported_features
 from foreword.models._tokenizer import Tokenizer
 
@@ -24,6 +32,7 @@ __all__ = [
     "fingerprint",
     "lean_reason",
     "load_model",
+    "load_transformers",
     "unsupported_features",
     "wrap_model",
 ]

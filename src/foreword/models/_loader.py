@@ -97,21 +97,42 @@ def load_model(
         ModelError: no such model, broken or missing files, a feature the engine does not have, or
             a decoder that does not fit.
     """
+    name, path, local, config = _configuration(source)
+    refuse_unsupported(config, name)
+    model = _load_weights(path, name, config, _own_dtype(name, dtype), _device(device), local)
+    tokenizer = Tokenizer.load(path, local_only=local)
+    return wrap_model(model, name=name, tokenizer=tokenizer, decoder=decoder)
+
+
+def load_transformers(
+    source: str | PathLike[str],
+    *,
+    dtype: str | torch.dtype = "auto",
+    device: str | torch.device = "auto",
+) -> tuple[Any, Tokenizer | None]:
+    """Load a causal model as transformers runs it, and its tokenizer: what prefixes are trained on.
+
+    Models that the engine does not serve load too. Arguments as for `load_model`.
+
+    Raises:
+        ModelError: no such model, broken or missing files.
+    """
+    name, path, local, config = _configuration(source)
+    model = _load_weights(path, name, config, _own_dtype(name, dtype), _device(device), local)
+    return model.eval(), Tokenizer.load(path, local_only=local)
+
+
+def _configuration(source: str | PathLike[str]) -> tuple[str, str, bool, Any]:
+    """Name, place, whether that is on disk, and what transformers reads there."""
     from transformers import AutoConfig
 
     name = os.fspath(source)
     path, local = _resolve(name)
-    torch_device = _device(device)
     try:
         config = AutoConfig.from_pretrained(path, local_files_only=local)
     except Exception as error:  # transformers raises many kinds here; all mean the same to a user
         raise ModelError(f"cannot read a model configuration from {name!r}: {error}") from error
-    refuse_unsupported(config, name)
-    if dtype == "auto" and name == NANO:
-        dtype = torch.float32
-    model = _load_weights(path, name, config, _dtype(dtype), torch_device, local)
-    tokenizer = Tokenizer.load(path, local_only=local)
-    return wrap_model(model, name=name, tokenizer=tokenizer, decoder=decoder)
+    return name, path, local, config
 
 
 def wrap_model(
@@ -181,6 +202,10 @@ def _dtype(dtype: str | torch.dtype) -> str | torch.dtype:
     if dtype not in _DTYPES:
         raise ModelError(f"dtype {dtype!r} is unknown: use 'auto' or one of {', '.join(_DTYPES)}")
     return _DTYPES[dtype]
+
+
+def _own_dtype(name: str, dtype: str | torch.dtype) -> str | torch.dtype:
+    return torch.float32 if dtype == "auto" and name == NANO else _dtype(dtype)
 
 
 def _device(device: str | torch.device) -> torch.device:
