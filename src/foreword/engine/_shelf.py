@@ -84,8 +84,13 @@ class Shelf:
             PrefixError: it cannot be read or does not fit.
         """
         self._check_name(name)
-        path = None if isinstance(source, Prefix) else Path(source).absolute()
-        prefix = source if isinstance(source, Prefix) else _load(Path(source))
+        if isinstance(source, Prefix):
+            path, prefix = None, source
+        else:
+            path = Path(source).expanduser()
+            if path.exists():  # else it is one that ships with the model, by a name of its own
+                path = path.absolute()
+            prefix = _load(path)
         try:
             prefix.check(self._shape, fingerprint=self._model)
             held = self._cast(prefix)
