@@ -3,6 +3,7 @@
 from foreword.prefixes.training._config import TrainConfig
 from foreword.prefixes.training._data import Data, read_examples, split, truncate
 from foreword.prefixes.training._errors import TrainingError
+from foreword.prefixes.training._guard import room
 from foreword.prefixes.training._loop import evaluate, train
 from foreword.prefixes.training._progress import TrainProgress, TrainResult
 from foreword.prefixes.training._run import TrainRun, read_card, train_run
@@ -19,6 +20,7 @@ __all__ = [
     "load_method",
     "read_card",
     "read_examples",
+    "room",
     "save_method",
     "split",
     "train",

@@ -50,7 +50,7 @@ def check_lengths(model: Any, method: Method, examples: Sequence[Example]) -> No
     """
     if not examples:
         raise TrainingError("there is nothing to train on: give at least one example")
-    room = method.shape.max_positions - _offset(model, method, examples)
+    left = room(model, method, examples)
     for number, example in enumerate(examples):
         name = example.fields.get("record", f"example {number}")
         lengths = [len(example.ids), len(example.fields.get("rejected", ()))]
@@ -59,21 +59,24 @@ def check_lengths(model: Any, method: Method, examples: Sequence[Example]) -> No
                 f"{name} has {len(example.ids)} tokens, {example.prompt} of them prompt: there is "
                 "nothing to predict in it"
             )
-        if method.shape.max_positions and max(lengths) > room:
+        if left is not None and max(lengths) > left:
             raise TrainingError(
-                f"{name} has {max(lengths)} tokens, and {room} fit behind the prefix (the model "
+                f"{name} has {max(lengths)} tokens, and {left} fit behind the prefix (the model "
                 f"knows {method.shape.max_positions} positions): shorten it, or truncate"
             )
 
 
 @torch.no_grad()
-def _offset(model: Any, method: Method, examples: Sequence[Example]) -> int:
-    """Where texts begin behind the method's prefix; 0 for methods that have none."""
+def room(model: Any, method: Method, examples: Sequence[Example]) -> int | None:
+    """Tokens of text that fit behind the method's prefix; None where the model has no limit."""
+    if not method.shape.max_positions:
+        return None
     try:
         rows = method.rows(model, method.collate(examples[:1], device_of(model)))
-    except NotImplementedError:
-        return 0
-    return int(rows.offsets.max()) if isinstance(rows, PrefixRows) else 0
+    except NotImplementedError:  # a method without a prefix
+        return method.shape.max_positions
+    begin = int(rows.offsets.max()) if isinstance(rows, PrefixRows) else 0
+    return method.shape.max_positions - begin
 
 
 def device_of(model: Any) -> Any:
