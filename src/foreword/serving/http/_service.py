@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 import anyio
@@ -139,6 +139,7 @@ class Service:
         course = _Course(caller, job, ticket, self.metrics)
         seconds = min(self.config.request_seconds, job.seconds or self.config.request_seconds)
         deadline = anyio.current_time() + seconds
+        places = self._places(job.prefixes)
         try:
             salt = self.isolation.salt(caller.tenant, job.cache_salt)
             tenant = caller.tenant or job.user
@@ -148,6 +149,8 @@ class Service:
             async with aclosing(events):
                 while course.left:
                     item = await _before(deadline, seconds, events)
+                    if places and isinstance(item, Result) and item.error is not None:
+                        item = _without(places, item, item.error)
                     course.saw(item)
                     yield item
         except BaseException as error:
@@ -155,6 +158,18 @@ class Service:
             raise
         finally:
             ticket.close()
+
+    def _places(self, prefixes: Sequence[str]) -> dict[str, str]:
+        """Directories of these prefixes, and the names that callers may know instead."""
+        found = [self.llm.prefixes.get(name) for name in prefixes]
+        return {str(info.source): info.name for info in found if info is not None and info.source}
+
+
+def _without(places: Mapping[str, str], result: Result, error: str) -> Result:
+    """The result of a prompt whose prefix could not be read, without the machine's own paths."""
+    for place, name in places.items():
+        error = error.replace(place, name)
+    return replace(result, error=error)
 
 
 class _Course:
