@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import ItemsView, Iterator, Mapping, ValuesView
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -103,6 +103,18 @@ class PrefixView(Mapping[str, PrefixInfo]):
     def __iter__(self) -> Iterator[str]:
         with self._lock:
             return iter(list(self._volumes))
+
+    # Whoever goes through it sees one moment: another thread may unload what comes next.
+
+    def items(self) -> ItemsView[str, PrefixInfo]:
+        return self._now().items()
+
+    def values(self) -> ValuesView[PrefixInfo]:
+        return self._now().values()
+
+    def _now(self) -> dict[str, PrefixInfo]:
+        with self._lock:
+            return {name: volume.info() for name, volume in self._volumes.items()}
 
     def __len__(self) -> int:
         return len(self._volumes)
