@@ -68,6 +68,23 @@ def test_checkpointed_layers_see_the_prefix_and_train_it(name, padding, plain_mo
     assert not seen[True][1][1].any()
 
 
+def test_no_token_sees_nothing_even_padding_before_which_nothing_stands(plain_model):
+    from foreword.prefixes._checkpointed import arguments
+
+    model = frozen(plain_model("gpt2"), checkpointed=True)
+    seen = arguments(model, MASKS["padded on the left"], prefixes(model))["attention_mask"]
+    assert seen.shape == (3, 1, 5, 11)
+    assert bool(seen.any(-1).all())
+    # The second row has no prefix and two tokens of padding.
+    assert seen[1, 0, :, 6:].int().tolist() == [
+        [1, 0, 0, 0, 0],
+        [0, 1, 0, 0, 0],
+        [0, 0, 1, 0, 0],
+        [0, 0, 1, 1, 0],
+        [0, 0, 1, 1, 1],
+    ]
+
+
 def test_layers_are_indeed_run_again(plain_model):
     model = frozen(plain_model("gpt2"), checkpointed=True)
     runs = []
