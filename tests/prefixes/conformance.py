@@ -108,5 +108,6 @@ TABLE: Sequence[Case] = (
     Case("prompt-gating", {"length": 3}, texts),
     Case("prompt-gating", {"length": 3, "gated": False, "layers": 2}, texts, label="ungated"),
     Case("prompt-gating", {"length": 3, "hidden": 8, "width": 4}, texts, label="mlp"),
+    Case("robust", {"length": 3, "layers": 2}, texts),
     Case("ntk-attention", {}, texts, static=False, lr=1e-1),
 )

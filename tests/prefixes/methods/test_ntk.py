@@ -14,7 +14,7 @@ from torch import Tensor
 from foreword.attention import FEATURE_MAPS
 from foreword.prefixes import Prefix, PrefixError, PrefixRows, PrefixShape, run
 from foreword.prefixes.methods import Example, NTKAttention, distil
-from foreword.prefixes.methods._attention_hook import AttentionCall, hooked
+from foreword.prefixes.methods._attention_hook import _HOOKS, AttentionCall, hooked
 from foreword.prefixes.methods._ntk_distil import record
 from tests.conftest import SHAPES
 
@@ -131,6 +131,9 @@ def test_generate_writes_what_the_forward_pass_says(
             pad_token_id=0,
         )  # fmt: skip
         told = model(input_ids=out).logits  # no positions given: counted from the offset as well
+        first = model(input_ids=out[:, :8], use_cache=True)
+        rest = model(input_ids=out[:, 8:], past_key_values=first.past_key_values).logits
+    torch.testing.assert_close(rest[0], told[0, 8:], rtol=0, atol=1e-4)
     assert out.shape == (1, 12)
     assert told[0, 5:-1].argmax(-1).tolist() == out[0, 6:].tolist()
     plain = model.generate(
@@ -163,6 +166,7 @@ def test_the_models_own_attention_comes_back(model: Any) -> None:
     with pytest.raises(IndexError), method.attached(model):
         run(model, IDS + 1000, MASK)
     assert model.config._attn_implementation == own
+    assert id(model.config) not in _HOOKS
     assert torch.equal(run(model, IDS, MASK).logits, before)
 
 

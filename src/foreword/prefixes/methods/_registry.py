@@ -12,6 +12,7 @@ from foreword.prefixes.methods._gating import PromptGating
 from foreword.prefixes.methods._ntk import NTKAttention
 from foreword.prefixes.methods._prefix_tuning import PrefixTuning
 from foreword.prefixes.methods._private import PrivateText
+from foreword.prefixes.methods._robust import RobustPrefix
 
 if TYPE_CHECKING:
     from foreword.prefixes._shape import PrefixShape
@@ -25,6 +26,7 @@ METHODS: dict[str, type[Method]] = {
         PrivateText,
         ControlPrefixes,
         NTKAttention,
+        RobustPrefix,
         PromptGating,
     )
 }
