@@ -40,13 +40,13 @@ def attend(
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """transformers' attention through PyTorch's kernels, behind a prefix where there is one."""
-    from transformers import AttentionInterface
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     pairs = kwargs.pop(ARGUMENT, None)
     if pairs is not None:
         keys, values = pairs[module.layer_idx]
         key, value = torch.cat((keys, key), dim=2), torch.cat((values, value), dim=2)
-    answer: tuple[Tensor, None] = AttentionInterface()["sdpa"](
+    answer: tuple[Tensor, None] = ALL_ATTENTION_FUNCTIONS["sdpa"](
         module, query, key, value, attention_mask, **kwargs
     )
     return answer
@@ -63,6 +63,7 @@ def arguments(model: Any, mask: Tensor, prefix: PrefixRows) -> dict[str, Any]:
             reentrant way, in which no gradient reaches a prefix of a frozen model.
     """
     from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
     if not getattr(type(model), "_supports_attention_backend", False):
         raise PrefixError(
@@ -78,7 +79,7 @@ def arguments(model: Any, mask: Tensor, prefix: PrefixRows) -> dict[str, Any]:
             )
     if model.config._attn_implementation != ATTENTION_NAME:
         AttentionInterface.register(ATTENTION_NAME, attend)
-        AttentionMaskInterface.register(ATTENTION_NAME, AttentionMaskInterface()["sdpa"])
+        AttentionMaskInterface.register(ATTENTION_NAME, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
         model.set_attn_implementation(ATTENTION_NAME)
     rows, tokens = mask.shape
     text = mask.bool()[:, None, None, :].expand(rows, 1, tokens, tokens).tril()

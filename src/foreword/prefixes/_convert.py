@@ -71,9 +71,8 @@ def _sven(path: Path, base: str) -> dict[str, Prefix]:
             f"they are {sorted(shapes)}"
         )
     # [controls, layers, 2, heads, length, head_dim]
-    kv = torch.stack([part for part in parts if part is not None]).unflatten(
-        0, (len(SVEN_CONTROLS), -1, 2)
-    )
+    stacked = torch.stack([part for part in parts if part is not None])
+    kv = stacked.view(len(SVEN_CONTROLS), -1, 2, *stacked.shape[1:])
     told = {"method": "sven", "paper": "He & Vechev 2023, arXiv 2302.05319"}
     return {
         control: Prefix(kv[i], base=base, provenance={**told, "control": control})
