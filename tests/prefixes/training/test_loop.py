@@ -113,6 +113,28 @@ def test_an_interrupted_run_comes_to_the_same_bits(
     assert resumed.best_step == uninterrupted.best_step
 
 
+def test_the_best_state_outlives_an_interruption(
+    model: Any, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks, states, method = iter([1.0, 2.0, 3.0]), [], make()
+
+    def evaluate(*_: Any) -> float:
+        states.append(state(method))
+        return next(looks)
+
+    monkeypatch.setattr("foreword.prefixes.training._loop.evaluate", evaluate)
+    settings, dev = config(eval_every=2), texts(1)
+    steps = iter(range(1, 9))
+    train(
+        model, method, texts(), settings, dev=dev, out=tmp_path,
+        should_stop=lambda: next(steps) == 3,
+    )  # fmt: skip
+    method = make(1)
+    result = train(model, method, texts(), settings, dev=dev, out=tmp_path, resume=True)
+    assert (result.best_loss, result.best_step) == (1.0, 2)
+    assert same(state(method), states[0])
+
+
 def Drawing(method: Method) -> Method:  # noqa: N802
     """With noise of its own in every loss, so that the generator's state matters."""
     sound = method.loss

@@ -168,7 +168,7 @@ def _example(where: str, record: dict[str, Any], tokenizer: Tokenizer, end: bool
         if not isinstance(record[key], str):
             raise TrainingError(f"{where}: {key} is not a text")
     prompt = record.get("prompt", "")
-    answer = record.get("text", record.get("completion", record.get("chosen")))
+    answer: str = record.get("text", record.get("completion", record.get("chosen", "")))
     fields: dict[str, Any] = {"record": where}
     if "attributes" in record:
         fields["attributes"] = _attributes(where, record["attributes"])
