@@ -24,8 +24,12 @@ from functools import cache, cached_property
 from math import cos, log, pi, sin
 from typing import Any, NamedTuple
 
+import torch
+
 from experiments._small import pretrain, tiny_llama
-from foreword.prefixes.methods import Example
+from foreword.prefixes import run
+from foreword.prefixes.methods import Batch, Example
+from foreword.prefixes.objectives import lm_loss
 
 FIELDS = ("name", "food", "price", "area", "rating", "guests")
 VALUES = 24
@@ -36,12 +40,12 @@ MARKS = 32
 """Tokens a style may be announced with: `<0>` to `<31>`; the base knows those of its styles."""
 
 WORDINGS = {
-    "name": ("{} is here", "you find {}", "this is {}", "{} welcomes you", "go to {}"),
-    "food": ("it serves {}", "with {} food", "{} on the menu", "the kitchen is {}", "try its {}"),
-    "price": ("it costs {}", "at {} prices", "{} per head", "the bill is {}", "pay {}"),
-    "area": ("in {}", "near the {} side", "{} is the place", "by the {}", "located at {}"),
-    "rating": ("rated {}", "guests say {}", "{} out of all", "it has {} stars", "known as {}"),
-    "guests": ("for {}", "{} come often", "good with {}", "it suits {}", "bring {}"),
+    "name": ("here is {} now", "you find {}", "this is {}", "come to {}", "go to {}"),
+    "food": ("it serves {}", "with {} food", "cooks are {}", "the kitchen is {}", "try its {}"),
+    "price": ("it costs {}", "at {} prices", "expect {} a head", "the bill is {}", "pay {}"),
+    "area": ("in {}", "near the {} side", "see it in {}", "by the {}", "located at {}"),
+    "rating": ("rated {}", "guests say {}", "scored {} there", "it has {} stars", "known as {}"),
+    "guests": ("for {}", "often seen : {}", "good with {}", "it suits {}", "bring {}"),
 }
 BEGINNINGS = ("well ,", "look :", "so", "news :", "listen ,")
 JOINTS = (",", ";", "and", "then", "-")
@@ -121,17 +125,21 @@ class World:
     def _drawn(self, rng: random.Random, count: int, taken: Sequence[Style]) -> Iterator[Style]:
         known = set(taken)
         while count:
-            style = Style(
-                tuple(rng.sample(range(len(FIELDS)), len(FIELDS))),
-                tuple(rng.randrange(len(WORDINGS[name])) for name in FIELDS),
-                rng.randrange(len(BEGINNINGS)),
-                rng.randrange(len(JOINTS)),
-                rng.randrange(len(ENDS)),
-            )
+            style = self.random_style(rng)
             if style not in known:
                 known.add(style)
                 count -= 1
                 yield style
+
+    def random_style(self, rng: random.Random) -> Style:
+        """A style of which every choice is drawn on its own."""
+        return Style(
+            tuple(rng.sample(range(len(FIELDS)), len(FIELDS))),
+            tuple(rng.randrange(len(WORDINGS[name])) for name in FIELDS),
+            rng.randrange(len(BEGINNINGS)),
+            rng.randrange(len(JOINTS)),
+            rng.randrange(len(ENDS)),
+        )
 
     def style_at(self, point: tuple[float, float]) -> Style:
         """The style of a point of the plane; near points have mostly the same.
@@ -240,11 +248,15 @@ def pretrained(
     *,
     marks: bool = True,
     latent: bool = False,
+    others: float = 0.0,
     steps: int = 500,
     layers: int = 3,
     hidden: int = 96,
 ) -> Base:
     """A model trained on all values in a world's twelve styles; kept per process.
+
+    With `others` it also read sentences in no style twice: it knows all orders and words apart from
+    each other, as a large model would, and only those of a new style have to be picked.
 
     About 25 s on one core, 12 s with `layers=2, hidden=64`; the loss ends within 0.02 of its floor.
 
@@ -252,22 +264,25 @@ def pretrained(
         marks: a mark `<k>` in front of the record says that the k-th style follows. Without, the
             model knows no mark and the style is open until the sentence shows it: `floor` is then
             log(12) nats per sentence instead of 0.
+        others: share of its examples in styles drawn anew each time, without a mark. `loss` and
+            `floor` are then of the twelve styles alone.
     """
     world = World(seed, latent)
     model = tiny_llama(world.vocab, layers=layers, hidden=hidden, spread=0.1, seed=seed)
     rng = random.Random(f"base {seed}")
 
-    def sample(count: int) -> list[Example]:
-        return [
-            world.example(
-                world.styles[number],
-                tuple(rng.randrange(VALUES) for _ in FIELDS),
-                mark=number if marks else None,
-            )
-            for number in (rng.randrange(STYLES) for _ in range(count))
-        ]
+    def one(share: float) -> Example:
+        record = tuple(rng.randrange(VALUES) for _ in FIELDS)
+        if rng.random() < share:
+            return world.example(world.random_style(rng), record)
+        number = rng.randrange(STYLES)
+        return world.example(world.styles[number], record, mark=number if marks else None)
 
-    loss = pretrain(model, sample, steps=steps)
+    loss = pretrain(model, lambda count: [one(others) for _ in range(count)], steps=steps, lr=5e-3)
+    if others:
+        batch = Batch.of([one(0.0) for _ in range(256)])
+        with torch.no_grad():
+            loss = float(lm_loss(run(model, batch.ids, batch.mask).logits, batch.labels))
     record = (0,) * len(FIELDS)
     words = sum(len(style.sentence(record)) for style in world.styles) / STYLES
     distinct = len({tuple(style.sentence(record)) for style in world.styles})
