@@ -23,6 +23,7 @@ _OF_THE_RUN = (
     "patience",
     "save_every",
 )
+_KINDS = {str: "a text", bool: "true or false", int: "a whole number", float: "a number"}
 _PATHS = ("data", "dev", "out")
 
 
@@ -102,7 +103,7 @@ def _fit(name: str, default: Any, value: Any) -> Any:
     if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, type(default)):
-        raise ParameterError(f"{name} is {value!r}: give a {type(default).__name__}")
+        raise ParameterError(f"{name} is {value!r}: give {_KINDS[type(default)]}")
     return value
 
 

@@ -93,18 +93,18 @@ class PrefixedModel(nn.Module):
         if not self.training:
             rows = self.method.rows(self.base, plain)
             logits = run(self.base, plain.ids, plain.mask, rows).logits.detach()
-        return CausalLMOutput(loss=loss, logits=logits)  # type: ignore[arg-type]
+        return CausalLMOutput(loss=loss, logits=logits)
 
     def _plain(self, batch: Batch, learns: bool) -> CausalLMOutput:
         """Language modelling: one pass gives both."""
         rows = self.method.rows(self.base, batch)
         logits = run(self.base, batch.ids, batch.mask, rows).logits
         loss = lm_loss(logits, batch.labels) if learns else None
-        return CausalLMOutput(loss=loss, logits=logits)  # type: ignore[arg-type]
+        return CausalLMOutput(loss=loss, logits=logits)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PrefixedModel:
         self.base.to(fn(torch.empty(0)).device)  # its number format is its own
-        return super()._apply(fn, recurse)  # type: ignore[no-any-return]
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call, no-any-return]
 
 
 def _batch(ids: Tensor, mask: Tensor | None, labels: Tensor | None) -> Batch:
