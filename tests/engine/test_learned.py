@@ -179,6 +179,19 @@ def test_long_prompts_in_chunks_behind_a_prefix(loaded_model, plain_model):
     assert check_rows(recorder, plain_model(SHAPE), requests, behind) < CLOSE
 
 
+@pytest.mark.parametrize("offset", [-1, 0, 30])
+def test_a_prompt_that_is_there_already_is_read_at_its_positions(offset, make, plain_model):
+    engine = make(SHAPE, debug=True)
+    recorder = Recorder(engine)
+    prefix, prompt = noise(engine, 1, 7, offset), text(2, 11)
+    engine.load_prefix("p", prefix)
+    for _ in range(2):
+        request = add(engine, prompt, ("p",))
+        recorder.drain()
+        assert check_rows(recorder, plain_model(SHAPE), [request], [prefix]) < CLOSE
+    assert request.result(0).cached_tokens == 11
+
+
 def test_half_precision_takes_the_prefix_in_its_own_format(loaded_model, plain_model):
     llm = LLM(loaded_model(SHAPE), kv_memory="16MiB")
     same = noise(llm.engine, 1, 9).to(torch.bfloat16)
