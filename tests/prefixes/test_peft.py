@@ -208,6 +208,10 @@ DAMAGE = {
     "no configuration": (lambda f: (f / CONFIG).unlink(), "no adapter_config.json"),
     "configuration not JSON": (lambda f: (f / CONFIG).write_text("{"), "is not JSON"),
     "configuration a list": (lambda f: (f / CONFIG).write_text("[]"), "not a JSON object"),
+    "configuration too deep": (
+        lambda f: (f / CONFIG).write_text("[" * 200_000 + "]" * 200_000),
+        "is not JSON",
+    ),
     "configuration not text": (lambda f: (f / CONFIG).write_bytes(b"\xff\xfe"), "is not JSON"),
     "another adapter": (lambda f: edit(f, peft_type="LORA"), "type 'LORA', not a prefix"),
     "encoder-decoder": (lambda f: edit(f, num_transformer_submodules=2), "encoder-decoder"),
@@ -228,6 +232,7 @@ DAMAGE = {
     "another offset": (_head(position_offset="9"), "not those that were written"),
     "unknown format": (_head(dtype="int4"), "int4"),
     "provenance not JSON": (_head(provenance="{"), "damaged"),
+    "provenance too deep": (_head(provenance="[" * 200_000), "damaged"),
     "provenance a list": (_head(provenance="[1]"), "must be JSON"),
     "MLP kept": (
         lambda f: weights(f, {"embedding.weight": FLAT, "transform.0.bias": FLAT[0].clone()}),

@@ -40,6 +40,13 @@ def test_one_prefix_for_all_rows_is_not_copied():
     assert PrefixRows.same(kv, 2, 9).offsets.tolist() == [9, 9]
 
 
+def test_rows_move_to_another_device_whole():
+    rows = PrefixRows.of([made(2), None])
+    assert rows.to(torch.device("cpu")) is rows
+    moved = rows.to(torch.device("meta"))
+    assert {each.device.type for each in (moved.kv, moved.mask, moved.offsets)} == {"meta"}
+
+
 def test_pairs_are_layers_of_keys_and_values():
     prefix = made(3)
     pairs = PrefixRows.of([prefix]).pairs(torch.float32)

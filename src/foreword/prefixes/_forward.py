@@ -70,6 +70,7 @@ def run(
     from transformers import DynamicCache
 
     check_rows(model, prefix, rows, tokens)
+    prefix = prefix.to(ids.device)
     positions = positions_of(mask, prefix.offsets)
     if is_checkpointed(model):
         return model(
@@ -117,6 +118,7 @@ def generate_kwargs(
 
     mask = torch.ones_like(ids) if mask is None else mask.long()
     check_rows(model, prefix, *ids.shape)
+    prefix = prefix.to(ids.device)
     copies = max(num_beams, num_return_sequences)
     pairs = prefix.pairs(next(model.parameters()).dtype)
     return {

@@ -86,7 +86,10 @@ def save(prefix: Prefix, directory: str | PathLike[str]) -> Path:
 
 def load(directory: str | PathLike[str]) -> Prefix:
     """See `Prefix.load`."""
-    folder = _folder(os.fspath(directory))
+    try:
+        folder = _folder(os.fspath(directory))
+    except OSError as error:  # a directory that may not be looked into
+        raise PrefixError(f"cannot read a prefix from {str(directory)!r}: {error}") from error
     where = repr(str(folder))
     config = _config(folder, where)
     layers, heads = (_count(config, key, where) for key in ("num_layers", "num_attention_heads"))
@@ -104,7 +107,7 @@ def load(directory: str | PathLike[str]) -> Prefix:
         provenance = json.loads(head.get("provenance", "{}"))
         base = str(config.get("base_model_name_or_path") or "")
         prefix = Prefix(kv, offset, head.get("model", ""), base, provenance)
-    except (KeyError, TypeError, ValueError) as error:  # among them PrefixError
+    except (KeyError, TypeError, ValueError, RecursionError) as error:  # among them PrefixError
         raise PrefixError(f"{where} is damaged: {error}") from error
     if "identity" in head and head["identity"] != prefix.identity:
         raise PrefixError(
@@ -152,7 +155,7 @@ def _config(folder: Path, where: str) -> dict[str, Any]:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     except OSError as error:
         raise PrefixError(f"cannot read a prefix from {where}: {error}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise PrefixError(f"{where} is damaged: {CONFIG} is not JSON ({error})") from error
     if not isinstance(config, dict):
         raise PrefixError(f"{where} is damaged: {CONFIG} is not a JSON object")

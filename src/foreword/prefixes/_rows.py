@@ -90,6 +90,12 @@ class PrefixRows:
         """The longest prefix's positions, those that pad the others among them."""
         return int(self.kv.shape[4])
 
+    def to(self, device: torch.device) -> PrefixRows:
+        """The same rows on another device, gradients and all; itself where nothing changes."""
+        if self.kv.device == device:
+            return self
+        return PrefixRows(self.kv.to(device), self.mask.to(device), self.offsets.to(device))
+
     def pairs(self, dtype: torch.dtype) -> list[tuple[Tensor, Tensor]]:
         """Keys and values of each layer, `[rows, kv_heads, longest, head_dim]`."""
         kv = self.kv.to(dtype)
