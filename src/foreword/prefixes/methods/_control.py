@@ -28,6 +28,7 @@ from foreword.prefixes._prefix import Prefix
 from foreword.prefixes._rows import PrefixRows
 from foreword.prefixes.methods._method import Method
 from foreword.prefixes.methods._table import (
+    begin_at,
     columns_of,
     reparametrisation,
     text_for,
@@ -144,7 +145,7 @@ class ControlPrefixes(Method):
             if not len(self.mlps):
                 self.start_rows.copy_(rows)
             for mlp in self.mlps:  # the last bias takes the mean, so all begin near real text
-                mlp[2].bias.copy_(rows.mean(0))  # type: ignore[index]
+                begin_at(mlp, rows.mean(0))
 
     def rows(self, model: Any, batch: Batch) -> PrefixRows:
         labels = [self._labels(example) for example in batch.examples]
@@ -229,13 +230,11 @@ class ControlPrefixes(Method):
             padded = torch.cat((parameter, torch.zeros_like(parameter[:1])))
             tables.append(padded[list(picks)])
         if not len(self.mlps):
-            begins = self.start_rows.split(
-                [self.control_length] * len(tables) + [self.length], dim=0
-            )  # the first attribute's block stands next to the task prefix
-            blocks = [
-                table + begin for table, begin in zip(tables, reversed(begins[:-1]), strict=True)
-            ]
-            return self.task + begins[-1], blocks
+            # Blocks first, and the first attribute's next to the task prefix.
+            begins, last = self.start_rows.tensor_split([self.total - self.length])
+            starts = begins.view(len(tables), self.control_length, -1).flip(0)
+            blocks = [table + begin for table, begin in zip(tables, starts, strict=True)]
+            return self.task + last, blocks
         if len(self.mlps) > 1:
             task, *mlps = self.mlps
             return task(self.task), [mlp(table) for mlp, table in zip(mlps, tables, strict=True)]
@@ -324,9 +323,10 @@ def _nearest(
             )
         if len({len(vector) for vector in vectors.values()}) != 1:
             raise PrefixError(f"the embeddings of {attribute!r} have several lengths")
-        known = functional.normalize(torch.tensor([list(vectors[each]) for each in labels]), dim=-1)
+        given = torch.tensor([list(vectors[each]) for each in labels], dtype=torch.float32)
+        known = functional.normalize(given, dim=-1)
         found[attribute] = {
-            label: int((known @ torch.tensor(list(vector))).argmax())
+            label: int((known @ known.new_tensor(list(vector))).argmax())
             for label, vector in vectors.items()
             if label not in labels
         }

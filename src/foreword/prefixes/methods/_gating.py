@@ -29,7 +29,7 @@ from foreword.prefixes._prefix import Prefix
 from foreword.prefixes._rows import PrefixRows
 from foreword.prefixes.methods._method import Method
 from foreword.prefixes.methods._prompt_pass import layers_of, prompt_pass
-from foreword.prefixes.methods._table import columns_of, reparametrisation, text_for
+from foreword.prefixes.methods._table import begin_at, columns_of, reparametrisation, text_for
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -131,9 +131,9 @@ class PromptGating(Method):
 
     def kv(self, model: Any) -> Tensor:
         """The plugin as it is now, `[layers, 2, kv_heads, length, head_dim]`, with gradients."""
-        prompt = self.prompt()
-        gates = self.gates().sigmoid() if self.gates is not None else None
-        shifts = self.shifts() if self.shifts is not None else None
+        prompt: Tensor = self.prompt()
+        gates: Tensor | None = self.gates().sigmoid() if self.gates is not None else None
+        shifts: Tensor | None = self.shifts() if self.shifts is not None else None
 
         def enter(layer: int, states: Tensor) -> Tensor:
             inserted = 0 < layer < self.layers
@@ -175,13 +175,15 @@ class _Numbers(nn.Module):
     def __init__(self, length: int, layers: int, size: int, hidden: int, width: int) -> None:
         super().__init__()
         self.layers, self.size = layers, size
-        self.mlp = reparametrisation(width, hidden, layers * size) if hidden else None
+        self.mlp: nn.Sequential | None = None
+        if hidden:
+            self.mlp = reparametrisation(width, hidden, layers * size)
         self.rows = nn.Parameter(torch.zeros(length, width if hidden else layers * size))
         if hidden:
             nn.init.normal_(self.rows, std=0.02)
 
     def forward(self) -> Tensor:
-        flat = self.rows if self.mlp is None else self.mlp(self.rows)
+        flat: Tensor = self.rows if self.mlp is None else self.mlp(self.rows)
         return flat.view(-1, self.layers, self.size).transpose(0, 1)
 
     @torch.no_grad()
@@ -190,8 +192,8 @@ class _Numbers(nn.Module):
         if self.mlp is None:
             self.rows.fill_(value)
             return
-        self.mlp[2].weight.zero_()
-        self.mlp[2].bias.fill_(value)
+        row = self.rows.new_full((self.layers * self.size,), value)
+        begin_at(self.mlp, row, still=True)
 
     @torch.no_grad()
     def copy(self, numbers: Tensor) -> None:
@@ -200,4 +202,4 @@ class _Numbers(nn.Module):
         if self.mlp is None:
             self.rows.copy_(flat)
         else:
-            self.mlp[2].bias.copy_(flat.mean(0))
+            begin_at(self.mlp, flat.mean(0))

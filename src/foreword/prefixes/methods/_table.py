@@ -24,6 +24,17 @@ def reparametrisation(width: int, hidden: int, columns: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(width, hidden), nn.Tanh(), nn.Linear(hidden, columns))
 
 
+@torch.no_grad()
+def begin_at(mlp: nn.Module, row: Tensor, *, still: bool = False) -> None:
+    """Let an MLP's last bias be `row`, so that all of its rows begin near it; `still`: at it."""
+    assert isinstance(mlp, nn.Sequential)
+    last = mlp[-1]
+    assert isinstance(last, nn.Linear)
+    last.bias.copy_(row)
+    if still:
+        last.weight.zero_()
+
+
 def columns_of(shape: PrefixShape) -> int:
     """Numbers that a model's cache holds of one position."""
     return shape.layers * 2 * shape.kv_heads * shape.head_dim
