@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from foreword.prefixes import Prefix
+from foreword.prefixes.methods import METHODS
 from foreword.prefixes.training import read_card
 from tests.cli.support import write_lines
 
@@ -132,17 +133,40 @@ def test_truncate_makes_long_records_fit(run, tiny_model_dir, texts, tmp_path):
     assert ran.code == 0, ran.err
 
 
-def test_other_methods_take_what_the_data_decide(run, tiny_model_dir, tmp_path):
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_trains_from_the_command_line(run, tiny_model_dir, tmp_path, method):
+    lines = [
+        {
+            "prompt": f"{style}{letter}",
+            "chosen": f" {letter}!",
+            "rejected": " none",
+            "attributes": {"style": style},
+            "private": [letter],
+        }
+        for style in "xy"
+        for letter in "abc"
+    ]
+    data, out = write_lines(tmp_path / "d.jsonl", *lines), tmp_path / "run"
+    words = ("--steps", 2, "--batch-size", 2, "--threads", 1, "--method", method)
+    small = ("--set", "layers=2") if method == "robust" else ()  # the model has no more
+    ran = run("train", "prefix", tiny_model_dir, data, "-o", out, *words, *small)
+    assert ran.code == 0, ran.err
+    card = read_card(out)
+    assert card["method"] == method
+    assert ran.out.count("serve it: ") == min(3, len(card["exported"]))
+    for exported in card["exported"].values():
+        assert Prefix.load(out / exported["folder"]).identity == exported["identity"]
+
+
+def test_a_method_takes_from_the_data_what_it_was_not_told(run, tiny_model_dir, tmp_path):
     lines = [{"text": f"{a}{b}", "attributes": {"style": a}} for a in "xy" for b in "abc"]
     data = write_lines(tmp_path / "d.jsonl", *lines)
-    out = tmp_path / "run"
-    ran = run(
-        "train", "prefix", tiny_model_dir, data, "-o", out, "--method", "control-prefixes", *QUICK
-    )
-    assert ran.code == 0, ran.err
-    assert read_card(out)["settings"]["attributes"] == {"style": ["x", "y"]}
-    assert len(list((out / "prefix").iterdir())) >= 2
-    assert ran.out.count("serve it: ") >= 2
+    words = ("train", "prefix", tiny_model_dir, data, "--method", "control-prefixes", "--steps", 1)
+    assert run(*words, "-o", tmp_path / "a").code == 0
+    assert read_card(tmp_path / "a")["settings"] == {"attributes": {"style": ["x", "y"]}}
+    told = run(*words, "-o", tmp_path / "b", "--set", 'attributes={"style": ["x"]}')
+    assert told.code == 2
+    assert "no label 'y'" in told.err
 
 
 INTERRUPTED = """

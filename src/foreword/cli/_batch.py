@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from foreword.cli import _options as options
 from foreword.cli._console import note, print_json
+from foreword.cli._interrupt import stop_on_interrupt
 from foreword.cli._load import load_llm
 from foreword.cli._prefixes import load_prefixes, read_prefixes
 from foreword.cli._progress import ProgressDisplay
@@ -177,7 +174,7 @@ def _run(
 
         ahead = llm.engine.policy.looks_ahead
         display.phase("reading all requests" if ahead else "answering")
-        with _stop_on_interrupt() as stopped:
+        with stop_on_interrupt() as stopped:
             report = run_batch(
                 llm,
                 read_lines(source),
@@ -212,24 +209,3 @@ def _nothing_done(results: ResultFile) -> dict[str, Any]:
         "skipped": len(results.finished),
         "interrupted": False,
     }
-
-
-@contextmanager
-def _stop_on_interrupt() -> Iterator[list[int]]:
-    """Ctrl-C ends the run after the step it is in, a second one at once.
-
-    Yields a list that is empty until the first.
-    """
-    stopped: list[int] = []
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        if stopped:
-            raise KeyboardInterrupt
-        stopped.append(number)
-        note("stopping after this step; Ctrl-C again to stop at once")
-
-    before = signal.signal(signal.SIGINT, stop)
-    try:
-        yield stopped
-    finally:
-        signal.signal(signal.SIGINT, before)

@@ -133,8 +133,7 @@ def prefix(
         raise ParameterError("give MODEL and DATA, such as: foreword train prefix nano texts.jsonl")
     if wanted.out is None:
         raise ParameterError("give --out, the directory that the prefix is to be written to")
-    with stop_on_interrupt() as stopped:
-        run = _run(wanted, stopped, resume=resume, threads=threads, quiet=quiet)
+    run = _run(wanted, resume=resume, threads=threads, quiet=quiet)
     again = f"{wanted.out}/checkpoint-{run.result.steps}"
     if run.result.stopped == "interrupted":
         note(f"interrupted: {again} is kept; the same command with --resume goes on from there")
@@ -145,9 +144,7 @@ def prefix(
     return 130 if run.result.stopped == "interrupted" else 0
 
 
-def _run(
-    wanted: Settings, stopped: list[int], *, resume: bool, threads: int | None, quiet: bool
-) -> TrainRun:
+def _run(wanted: Settings, *, resume: bool, threads: int | None, quiet: bool) -> TrainRun:
     """Read the data, load the model, train."""
     assert wanted.data is not None
     assert wanted.out is not None
@@ -191,7 +188,7 @@ def _run(
             examples, held = truncate(examples, fits), truncate(held, fits)
     about = f"{len(examples)} examples, {len(held)} to judge by; {made.trained:,} numbers to train"
     note(about, quiet=quiet)
-    with TrainDisplay(quiet=quiet) as display:
+    with TrainDisplay(quiet=quiet) as display, stop_on_interrupt() as stopped:
         return train_run(
             model,
             made,

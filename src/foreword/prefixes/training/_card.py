@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from dataclasses import asdict
+from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -58,6 +59,7 @@ def make_card(
         "steps": result.steps,
         "stopped": result.stopped,
         "seconds": round(result.seconds, 3),
+        "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "losses": list(result.losses),
         "dev_losses": [list(look) for look in result.dev_losses],
         "best_loss": result.best_loss,
