@@ -90,26 +90,34 @@ def read_corpus(folder: Path, holdout: float = 0.01) -> Corpus:
     train: list[str] = []
     heldout: list[str] = []
     for path in paths:
-        sections = clean(decode(path.read_bytes()))
-        total = sum(map(len, sections))
-        seen = taken = 0
-        held: list[str] = []
-        for section in sections:
-            kept: list[str] = []
-            for line in section.split("\n"):
-                seen += len(line) + 1
-                if seen > total * 0.66 and taken < total * holdout:
-                    taken += len(line) + 1
-                    held.append(line)
-                    if taken >= total * holdout:  # what follows the block is another text
-                        train.append("\n".join(kept).strip())
-                        kept = []
-                else:
-                    kept.append(line)
-            train.append("\n".join(kept).strip())
-        heldout.append("\n".join(held).strip())
+        kept, held = split(path, holdout)
+        train += kept
+        heldout.append(held)
     names = tuple(path.relative_to(folder).as_posix() for path in paths)
     return Corpus(names, tuple(filter(None, train)), tuple(filter(None, heldout)))
+
+
+def split(path: Path, holdout: float = 0.01) -> tuple[list[str], str]:
+    """One file's sections to train on, and its held-out block."""
+    sections = clean(decode(path.read_bytes()))
+    total = sum(map(len, sections))
+    seen = taken = 0
+    train: list[str] = []
+    held: list[str] = []
+    for section in sections:
+        kept: list[str] = []
+        for line in section.split("\n"):
+            seen += len(line) + 1
+            if seen > total * 0.66 and taken < total * holdout:
+                taken += len(line) + 1
+                held.append(line)
+                if taken >= total * holdout:  # what follows the block is another text
+                    train.append("\n".join(kept).strip())
+                    kept = []
+            else:
+                kept.append(line)
+        train.append("\n".join(kept).strip())
+    return train, "\n".join(held).strip()
 
 
 def train_tokenizer(texts: Sequence[str], vocab: int) -> Tokenizer:
