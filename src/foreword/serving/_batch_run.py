@@ -263,7 +263,7 @@ def batch_identity(
         "dtype": dtype,
         **asdict(defaults),
         "max_context": max_context,
-        **({"prefixes": learned} if learned else {}),
+        "prefixes": learned or None,  # files of earlier versions have no such entry
     }
 
 

@@ -63,7 +63,7 @@ def read_source(said: str, model: str) -> PrefixSource:
     if home is not None and not _is_way(said) and (home / _SHIPPED / said / _CONFIG).is_file():
         return PrefixSource(said, home / _SHIPPED / said)
     directory = Path(said).expanduser()
-    if directory.is_dir():
+    if said and directory.is_dir():
         return PrefixSource(directory.resolve().name, directory)
     there = shipped(model)
     way_out = f"write NAME=DIRECTORY{', or one of ' if there else ''}{', '.join(there)}"

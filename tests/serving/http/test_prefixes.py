@@ -162,16 +162,26 @@ def test_prefixes_of_other_offsets_cannot_be_joined(client: TestClient, llm: Asy
     assert answer.json()["error"]["param"] == "prefix"
 
 
-@pytest.mark.parametrize(("length", "offset"), [(OTHER, -1), (OTHER, 200), (OTHER, 3)])
+@pytest.fixture(scope="module")
+def short() -> Iterator[tuple[AsyncLLM, TestClient]]:
+    """Nano with a context of 64."""
+    llm = AsyncLLM("nano", kv_memory="16MiB", max_context=64)
+    with TestClient(create_app(Service.of(llm)), base_url=LOCAL) as client:
+        yield llm, client
+    llm.close()
+
+
+@pytest.mark.parametrize(("length", "offset"), [(11, -1), (11, 30), (11, 3)])
 def test_it_takes_its_part_of_the_context(
-    client: TestClient, llm: AsyncLLM, length: int, offset: int
+    short: tuple[AsyncLLM, TestClient], length: int, offset: int
 ) -> None:
+    llm, client = short
     taken = max(length, offset)
     with loaded(llm, long=random_prefix(llm, length, 4, offset)):
         most = client.get("/v1/models/long").json()["max_model_len"]
         assert most == llm.max_context - taken
         longest = [7] * (most - 1)
-        answer = ask(client, prompt=longest, prefix="long")
+        answer = ask(client, prompt=longest, prefix="long", ignore_eos=True)
         assert answer.status_code == 200
         assert answer.json()["usage"]["completion_tokens"] == 1
         answer = ask(client, prompt=[*longest, 7], prefix="long")
@@ -181,7 +191,10 @@ def test_it_takes_its_part_of_the_context(
         assert ask(client, prompt=[*longest, 7]).status_code == 200
 
 
-def test_a_chat_without_a_length_ends_within_the_context(client: TestClient, llm: AsyncLLM) -> None:
+def test_a_chat_without_a_length_ends_within_the_context(
+    short: tuple[AsyncLLM, TestClient],
+) -> None:
+    llm, client = short
     with loaded(llm, long=random_prefix(llm, llm.max_context - 40, 4)):
         body = {"messages": [{"role": "user", "content": "Once"}], "ignore_eos": True}
         answer = client.post("/v1/chat/completions", json={**body, "model": "long"})
