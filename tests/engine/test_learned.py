@@ -164,6 +164,18 @@ def test_prompt_logprobs_behind_a_prefix(make, plain_model):
     assert engine.tree.num_tokens == 0
 
 
+def test_a_long_scored_prompt_behind_a_prefix_keeps_few_logits_at_a_time(loaded_model):
+    engine = LLM(loaded_model(SHAPE), kv_memory="16MiB").engine
+    engine.load_prefix("p", noise(engine, 1, 60))
+    request = add(engine, text(1, 400), ("p",), new=1, prompt_logprobs=0)
+    scored = []
+    while engine.has_work:
+        engine.step()
+        scored.append(len(engine._batch.scored))
+    assert scored == [256, 143]
+    assert len(request.result(0).prompt_logprobs) == 400
+
+
 def test_long_prompts_in_chunks_behind_a_prefix(loaded_model, plain_model):
     engine = LLM(
         loaded_model(SHAPE), kv_memory="16MiB", max_step_tokens=16, max_batch=16, debug=True
