@@ -1,12 +1,11 @@
 """Case records with people, places and numbers in them, for experiments about privacy.
 
-    BOS  PERSON : name , name NEWLINE LOC : place NEWLINE ID : number NEWLINE SEP  document END
+    BOS  PERSON name LOC place ID number SEP  document END
 
-A document is a template, a row of plain words with slots. The public corpus has templates without
-end, each shown in two to four records of different people, with codes or without: what a model can
-learn from it is to write records after records and to take values from codes. The private
-collection has three templates of its own and the records of forty clients, who also occur in the
-public corpus, as often as anybody.
+A document is a template, a row of plain words with slots. The public corpus has twelve templates,
+each shown in one or two records of different people, mostly behind codes: what a model can learn
+from it is to take values from codes. The private collection has three templates of its own and the
+records of its clients, who also occur in the public corpus, as often as anybody.
 """
 
 from __future__ import annotations
@@ -17,18 +16,18 @@ from random import Random
 
 from foreword.prefixes.methods import Example
 
-BOS, END, SEP, COLON, COMMA, NEWLINE = range(1, 7)
-TYPES = {"PERSON": 7, "LOC": 8, "ID": 9}
+BOS, END, SEP = range(1, 4)
+TYPES = {"PERSON": 4, "LOC": 5, "ID": 6}
 WORDS = tuple(range(10, 50))
-POOLS = {"PERSON": range(50, 350), "LOC": range(350, 450), "ID": range(450, 650)}
-VOCAB = 650
-CLIENTS = 40
+POOLS = {"PERSON": range(50, 170), "LOC": range(170, 210), "ID": range(210, 290)}
+VOCAB = 290
+CLIENTS = 16
 
-Entities = Mapping[str, tuple[int, ...]]
+Entities = Mapping[str, int]
 Template = tuple[str | int, ...]
-"""Words, and slots as "PERSON0", "PERSON1", "LOC0", "ID0"."""
+"""Words, and the types of slots."""
 
-SLOTS = ("PERSON0", "LOC0", "ID0", "PERSON0")
+SLOTS = ("PERSON", "LOC", "ID", "PERSON")
 
 
 @dataclass(frozen=True)
@@ -41,8 +40,7 @@ class Record:
     @property
     def document(self) -> tuple[int, ...]:
         return tuple(
-            part if isinstance(part, int) else self.entities[part[:-1]][int(part[-1])]
-            for part in self.template
+            part if isinstance(part, int) else self.entities[part] for part in self.template
         )
 
     @property
@@ -57,13 +55,8 @@ class Record:
 
 def code_of(entities: Entities) -> tuple[int, ...]:
     """What stands in front of a document; of nobody, a code without lines."""
-    code = [BOS]
-    for kind, values in entities.items():
-        code += [TYPES[kind], COLON]
-        for value in values:
-            code += [value, COMMA]
-        code[-1] = NEWLINE
-    return (*code, SEP)
+    lines = (token for kind, value in entities.items() for token in (TYPES[kind], value))
+    return (BOS, *lines, SEP)
 
 
 def some_template(draw: Random) -> Template:
@@ -77,14 +70,17 @@ def some_template(draw: Random) -> Template:
 
 
 def drawn(draw: Random, pools: Mapping[str, Sequence[int]] = POOLS) -> Entities:
-    return {kind: (draw.choice(pool),) for kind, pool in pools.items()}
+    return {kind: draw.choice(pool) for kind, pool in pools.items()}
+
+
+PUBLIC = tuple(some_template(draw) for draw in (Random(777),) for _ in range(12))
 
 
 def public_text(draw: Random) -> Example:
-    """Two to four records after one template; all of it is learned."""
-    template, code = some_template(draw), draw.random() < 0.7
+    """One or two records after one template; all of it is learned."""
+    template, code = draw.choice(PUBLIC), draw.random() < 0.8
     ids: list[int] = []
-    for _ in range(draw.choice((2, 3, 4))):
+    for _ in range(draw.choice((1, 2))):
         ids += Record(drawn(draw), template).example(code=code).ids
     return Example(tuple(ids))
 
@@ -105,7 +101,7 @@ class Collection:
     fictional: Mapping[str, tuple[int, ...]]
 
     @classmethod
-    def of(cls, seed: int, records: int = 80) -> Collection:
+    def of(cls, seed: int, records: int = 64) -> Collection:
         draw = Random(seed)
         templates = [some_template(draw) for _ in range(3)]
         clients = {k: tuple(draw.sample(pool, CLIENTS)) for k, pool in POOLS.items()}
@@ -114,7 +110,7 @@ class Collection:
             for k, pool in POOLS.items()
         }
         people = [
-            {kind: (clients[kind][n],) for kind in POOLS} for n in range(CLIENTS)
+            {kind: clients[kind][n] for kind in POOLS} for n in range(CLIENTS)
         ]  # a client has one place and one number
         train = tuple(Record(people[n % CLIENTS], draw.choice(templates)) for n in range(records))
         test = tuple(Record(drawn(draw, rest), draw.choice(templates)) for _ in range(records))

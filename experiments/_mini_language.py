@@ -1,13 +1,14 @@
 """A language of assignments with a linter and an interpreter, for experiments about quality.
 
-A task is an expression, `v0 op v1 op v2 ...`, from left to right, modulo 10. A program computes it
+A task is a digit and two steps, each an operator with a digit, modulo 10. A program takes the steps
 in assignments and returns the last:
 
-    TASK 3 + 4 * 2 GO   a = 3 + 4 ; b = a * 2 ; RET b END
+    TASK 3 +4 *2 GO   z = #7 ; a = 3 +4 ; b = a *2 ; RET b END
 
 Every name has a snake and a camel spelling, every assignment a spaced and a tight sign, and there
-may be assignments that nobody reads: three violations that leave the result as it is. A comment is
-neither good nor bad.
+may be constants that nobody reads, in front: three violations that leave the result as it is. A
+comment is neither good nor bad. First and second steps, their names, and constants each have tokens
+of their own, so a very small model learns to write programs in a minute.
 """
 
 from __future__ import annotations
@@ -17,65 +18,57 @@ from dataclasses import dataclass
 from random import Random
 
 TASK, GO, END, RETURN, NEWLINE, SPACED, TIGHT, COMMENT = range(1, 9)
-OPERATORS = (9, 10, 11)
-"""Plus, minus, times."""
-DIGITS = tuple(range(12, 22))
-SNAKE = tuple(range(22, 30))
-CAMEL = tuple(range(30, 38))
-VOCAB = 38
+DIGITS = tuple(range(10, 20))
+CONSTANTS = tuple(range(20, 30))
+FIRST, SECOND = tuple(range(30, 60)), tuple(range(60, 90))
+"""Plus 0 to 9, minus 0 to 9, times 0 to 9."""
+STEPS = (*FIRST, *SECOND)
+SNAKE, CAMEL = tuple(range(90, 99)), tuple(range(99, 108))
+"""Three names each for constants, first and second steps."""
+VOCAB = 108
 KINDS = ("tight", "camel", "unused")
 
-Task = tuple[int, ...]
-"""Digits and operators in turn."""
+Task = tuple[int, int, int]
+"""A digit and two steps."""
 
 
-def apply(operator: int, left: int, right: int) -> int:
-    plus, minus, _ = OPERATORS
-    value = (
-        left + right if operator == plus else left - right if operator == minus else left * right
-    )
-    return value % 10
+def step(value: int, token: int) -> int:
+    operator, digit = divmod(STEPS.index(token) % 30, 10)
+    return (value + digit, value - digit, value * digit)[operator] % 10
 
 
 def value_of(task: Task) -> int:
-    value = DIGITS.index(task[0])
-    for operator, digit in zip(task[1::2], task[2::2], strict=True):
-        value = apply(operator, value, DIGITS.index(digit))
-    return value
+    return step(step(DIGITS.index(task[0]), task[1]), task[2])
 
 
 def some_task(draw: Random) -> Task:
-    task = [draw.choice(DIGITS)]
-    for _ in range(draw.choice((2, 3))):
-        task += [draw.choice(OPERATORS), draw.choice(DIGITS)]
-    return tuple(task)
+    return draw.choice(DIGITS), draw.choice(FIRST), draw.choice(SECOND)
 
 
 def prompt(task: Task) -> tuple[int, ...]:
     return (TASK, *task, GO)
 
 
-def program(task: Task, draw: Random, rate: float = 0.5, unused: float = 0.3) -> tuple[int, ...]:
+def program(task: Task, draw: Random, rate: float = 0.5, unused: float = 0.4) -> tuple[int, ...]:
     """A right program for a task, violations drawn at these rates; ends with END."""
-    ideas = draw.sample(range(len(SNAKE)), len(SNAKE))
+    constants = draw.sample(range(3), 3)
 
-    def name() -> int:
-        return (CAMEL if draw.random() < rate else SNAKE)[ideas.pop()]
+    def name(idea: int) -> int:
+        return (CAMEL if draw.random() < rate else SNAKE)[idea]
 
-    def line(target: int, left: int, operator: int, right: int) -> list[int]:
+    def line(target: int, *right: int) -> list[int]:
         sign = TIGHT if draw.random() < rate else SPACED
         comment = [COMMENT] if draw.random() < 0.3 else []
-        return [target, sign, left, operator, right, *comment, NEWLINE]
+        return [target, sign, *right, *comment, NEWLINE]
 
     written: list[int] = []
-    last = task[0]
-    for operator, digit in zip(task[1::2], task[2::2], strict=True):
+    for _ in range(2):
         if draw.random() < unused:
-            written += line(
-                name(), draw.choice(DIGITS), draw.choice(OPERATORS), draw.choice(DIGITS)
-            )
-        target = name()
-        written += line(target, last, operator, digit)
+            written += line(name(constants.pop()), draw.choice(CONSTANTS))
+    last = task[0]
+    for number, each in enumerate(task[1:], start=1):
+        target = name(3 * number + draw.randrange(3))
+        written += line(target, last, each)
         last = target
     return (*written, RETURN, last, END)
 
@@ -113,6 +106,8 @@ def check(tokens: Sequence[int]) -> Report:
     def read(token: int) -> int | None:
         if token in DIGITS:
             return DIGITS.index(token)
+        if token in CONSTANTS:
+            return CONSTANTS.index(token)
         unread.discard(token)
         return values.get(token)
 
@@ -125,10 +120,10 @@ def check(tokens: Sequence[int]) -> Report:
             broken |= result is None
             continue
         well = (
-            len(line) == 5
+            len(line) in (3, 4)
             and line[0] in (*SNAKE, *CAMEL)
             and line[1] in (SPACED, TIGHT)
-            and line[3] in OPERATORS
+            and all(token in STEPS for token in line[3:])
         )
         if not well or result is not None:
             broken = True
@@ -136,12 +131,14 @@ def check(tokens: Sequence[int]) -> Report:
         statements += 1
         found["tight"] += line[1] == TIGHT
         found["camel"] += line[0] in CAMEL
-        left, right = read(line[2]), read(line[4])
-        if left is None or right is None:
+        value = read(line[2])
+        if value is None:
             broken = True
             continue
         found["unused"] += line[0] in unread  # written anew before anybody read it
-        values[line[0]] = apply(line[3], left, right)
+        for token in line[3:]:
+            value = step(value, token)
+        values[line[0]] = value
         unread.add(line[0])
     found["unused"] += len(unread)
     return Report(statements, found, comments, None if broken else result)

@@ -1,9 +1,9 @@
 """Synthetic case records of people who do not exist: what leaks of those who do.
 
 `python -m experiments.private_text`; some minutes on one core. The world is
-`experiments/_case_records.py`. Forty clients' eighty records train a prefix of eight positions, or
-stand in a prompt, three at a time; then records are written from fictional codes, drawn from
-everybody who is no client. All of them occur in the base model's corpus alike.
+`experiments/_case_records.py`. Sixteen clients' sixty-four records train a prefix of eight
+positions, or stand in a prompt, three at a time; then records are written from fictional codes,
+drawn from everybody who is no client. All of them occur in the base model's corpus alike.
 
 - *no codes*: Prefix-Tuning on the documents alone;
 - *codes*: the same behind their codes;
@@ -114,7 +114,7 @@ def score(
     steps: int,
 ) -> Score:
     asked = [(text, v) for text, code in zip(texts, codes, strict=True)
-             for values in code.values() for v in values]  # fmt: skip
+             for v in code.values()]  # fmt: skip
     return Score(
         *counted(texts, collection),
         fidelity=mean(value in text for text, value in asked),
@@ -157,9 +157,9 @@ def main() -> None:
     loss = pretrain(
         model,
         lambda count: [public_text(draw) for _ in range(count)],
-        steps=100 if lab.quick else 1500,
+        steps=100 if lab.quick else 2000,
         batch_size=16,
-        lr=4e-3,
+        lr=5e-3,
     )
     lab.fact("base loss, nats per token", round(loss, 4))
     print(f"base trained, loss {loss:.3f}", file=sys.stderr)
@@ -215,7 +215,7 @@ def main() -> None:
             for three, prompt in zip(shots, prompts, strict=True)
         ]
         bans = [
-            {value: BANNED for record in three for vs in record.entities.values() for value in vs}
+            {value: BANNED for record in three for value in record.entities.values()}
             for three in shots
         ]
         theirs = [[as_text((value,)) for value in ban] for ban in bans]
