@@ -122,6 +122,8 @@ def test_errors_say_what_is_wrong(replica):
         ({"prompt": "x", "max_tokens": 0}, ParameterError, "max_tokens"),
         ({}, ParameterError, "prompt is missing"),
         ({"prompt": "x", "tool": 1}, ParameterError, "tool"),
+        ({"prompt": "x", "prefix": "a"}, ParameterError, "prefix is not known to Ray apps"),
+        ({"prompt": "x", "prefix": []}, ParameterError, "prefix is not known to Ray apps"),
     ]:
         with pytest.raises(kind, match=said):
             asyncio.run(ask(**request))
