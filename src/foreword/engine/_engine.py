@@ -37,6 +37,8 @@ from foreword.prefixes import PrefixError
 from foreword.scheduling import make_policy
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from foreword.engine._params import SamplingParams
     from foreword.engine._results import FinishReason
     from foreword.engine._sampler import RowLogprob
@@ -142,7 +144,7 @@ class Engine(Shelving):
         *,
         salt: str = "",
         tenant: str = "",
-        prefix: tuple[str, ...] = (),
+        prefix: Iterable[str] = (),
     ) -> Request:
         """Queue a request; it runs in the following steps.
 
@@ -160,7 +162,7 @@ class Engine(Shelving):
                 even alone.
         """
         check_bias(params, self.loaded.shape.vocab)
-        ahead = self._ahead(prefix, len(prompt))
+        ahead = self._ahead(tuple(prefix), len(prompt))
         learned = len(ahead.path)
         max_length = learned + len(prompt) + params.max_tokens
         max_length = min(max_length, ahead.limit(self.max_context))
