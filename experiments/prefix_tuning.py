@@ -178,8 +178,10 @@ def chosen_rates(base: Base, sizes: Sequence[int], quick: bool) -> dict[tuple[st
     for size in sizes:
         examples, dev = data(base, TUNING_STYLE, size)
         for name, (arm, grid) in ARMS.items():
-            tried = grid[1:3] if quick else grid
-            losses = {lr: arm(base, examples, dev, lr, 0).dev_loss for lr in tried}
+            if quick:
+                rates[name, size] = grid[1]
+                continue
+            losses = {lr: arm(base, examples, dev, lr, 0).dev_loss for lr in grid}
             rates[name, size] = min(losses, key=lambda lr: losses[lr])
             print(f"rate of {name}, N = {size}: {rates[name, size]:g}", file=sys.stderr)
     return rates

@@ -58,8 +58,11 @@ def demo(
     Sixty-four questions stand behind four long prompts. They run through the engine twice on the
     same loaded model, first with sharing, then without, sampled with the same seeds, in float32.
     Before either is timed its engine runs one short prompt, and each begins
-    with an empty cache.
+    with an empty cache. On nano one opening is then continued under the prefixes of six authors,
+    in one batch.
     """
+    from foreword.cli._demo_authors import print_authors, run_authors
+
     heads = read_heads(questions)
     prompts = [prompt for head in heads for prompt in head.prompts]
     say = note if as_json else print
@@ -75,6 +78,10 @@ def demo(
             _print_samples(heads, on)
             _draw_tree(loaded.tokenizer, prompts)
         off, off_stats = _run(loaded, prompts, False, max_tokens, backend, display)
+        authors = None
+        if model == NANO:
+            display.phase("authors")
+            authors = run_authors(loaded, max_tokens, backend)
     different = sum(a.text != b.text for a, b in zip(on, off, strict=True))
     if as_json:
         print_json(
@@ -89,11 +96,15 @@ def demo(
                 "speedup": off_stats.seconds / on_stats.seconds,
                 "different_texts": different,
                 "same_text": different == 0,
+                "authors": None if authors is None else authors.to_dict(),
             }
         )
     else:
         _print_comparison(on_stats, off_stats, different)
+        if authors is not None:
+            print_authors(authors)
     failed = any(result.error is not None for result in (*on, *off))
+    failed = failed or (authors is not None and authors.failed)
     return 1 if different or failed else 0
 
 
