@@ -106,6 +106,7 @@ def test_a_text_becomes_a_prefix_that_acts_as_the_text(
     ran = run("prefix", "text", tiny_model_dir, "Be brief. ", tmp_path / "brief", "--json")
     assert ran.code == 0
     assert ran.json["positions"] == 10
+    assert ran.json["base"] == str(tiny_model_dir)
     prefix = Prefix.load(tmp_path / "brief")
     behind = torch.tensor([tokenizer.encode("Why?")])
     whole = torch.tensor([tokenizer.encode("Be brief. Why?")])
@@ -163,3 +164,9 @@ def test_nothing_is_written_over_unasked(run, made, tiny_model_dir, tmp_path):
         assert Prefix.load(path) == before
     assert run("prefix", "text", tiny_model_dir, "x", path, "--overwrite").code == 0
     assert Prefix.load(path).length == 1
+
+
+def test_a_prefix_of_nano_says_nano_and_no_path(run, tmp_path):
+    run("prefix", "text", "nano", "It was the best of times,", tmp_path / "times")
+    assert Prefix.load(tmp_path / "times").base == "nano"
+    assert run("prefix", "check", tmp_path / "times", "nano").code == 0

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -202,6 +203,7 @@ def _print(prefix: Prefix, path: str | Path) -> None:
     known = _numbers(prefix, path)
     shape = f"{known['layers']} layers x {known['kv_heads']} heads x {known['head_dim']}"
     rows = [
+        ("prefix", str(path)),
         ("positions", f"{known['positions']:,}"),
         ("text begins at", f"{known['position_offset']:,}"),
         ("shape", f"{shape}, {known['dtype']}"),
@@ -210,5 +212,9 @@ def _print(prefix: Prefix, path: str | Path) -> None:
         ("fingerprint", known["model"][:12] or "not said"),
         ("identity", known["identity"][:12]),
     ]
-    rows += [(name, one_line(str(value), 80)) for name, value in known["provenance"].items()]
-    print_table("", ("prefix", str(path)), rows)
+    for name, value in known["provenance"].items():
+        said = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        rows.append((name, one_line(said, 80)))
+    width = max(len(name) for name, _ in rows)
+    for name, value in rows:
+        print(f"{name.ljust(width)}  {value}")

@@ -119,6 +119,7 @@ def load_transformers(
     """
     name, path, local, config = _configuration(source)
     model = _load_weights(path, name, config, _own_dtype(name, dtype), _device(device), local)
+    model.name_or_path = name  # as it was asked for: what is made for it says so
     return model.eval(), Tokenizer.load(path, local_only=local)
 
 
