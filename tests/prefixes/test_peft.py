@@ -56,6 +56,16 @@ def test_saving_again_replaces(tmp_path):
     assert Prefix.load(tmp_path) == shorter
 
 
+def test_who_is_reading_a_file_that_is_replaced_reads_the_old_one(tmp_path):
+    made(SMALL, 5).save(tmp_path)
+    for name in (WEIGHTS, CONFIG):
+        before = (tmp_path / name).read_bytes()
+        with (tmp_path / name).open("rb") as reader:
+            made(SMALL, 2).save(tmp_path)
+            assert reader.read() == before
+        made(SMALL, 5).save(tmp_path)
+
+
 def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
     from foreword.prefixes import _peft
 
