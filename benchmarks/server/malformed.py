@@ -160,6 +160,7 @@ def _large_number(draw: random.Random) -> Malformed:
 
 _WRONG: dict[str, tuple[Any, ...]] = {
     "model": (1, True, [], {}, "no such model", "a" * 5000, "../../etc/passwd", "nano\x00"),
+    "prefix": (1, True, [], {}, "", [""], [1], ["a"] * 17, "no such prefix", "../a", "nano\x00"),
     "max_tokens": (-1, 1.0, 1.5, "1", True, [], {}, -(10**30)),
     "n": (0, -1, 1.0, "1", True, [1], {"n": 1}, 129, 10**12),
     "temperature": (-0.1, "1", True, [], {}),
@@ -257,6 +258,10 @@ def _other_routes(draw: random.Random) -> Malformed:
             ),
             ("/detokenize", [{}, {"tokens": "a"}, {"tokens": [-1]}, {"tokens": [10**9]}, 1]),
             ("/v1/batches", [{}, {"input_file_id": 1}, {"endpoint": "/"}, [], "a"]),
+            (
+                "/v1/prefixes",
+                [{}, {"name": 1}, {"name": "../a"}, {"name": "a", "path": "../../etc"}, [], "a"],
+            ),
         ]
     )
     return Malformed(f"{path}", target=path, body=_bytes(draw.choice(bodies)))

@@ -92,6 +92,23 @@ def test_a_model_may_come_with_prefixes(place: Path, tmp_path: Path, monkeypatch
         read_source("../prefixes/one", model)
 
 
+def test_those_of_nano_are_found_by_name(run: Run) -> None:
+    names = shipped("nano")
+    if not names:
+        pytest.skip("nano comes without prefixes")
+    name = names[0]
+    source = read_source(name, "nano")
+    assert source == read_source(f"nano:{name}", "a/hub-id") == read_source(f"nano:{name}", "nano")
+    assert read_source(f"x=nano:{name}", "nano") == PrefixSource("x", source.path)
+    check_sources([source])
+    Prefix.load(source.path)
+    for said in ("x=nano:nobody", "x=nano:../prefixes", "x=nano:"):
+        with pytest.raises(ParameterError, match="cannot load prefix 'x'"):
+            check_sources([read_source(said, "nano")])
+    with pytest.raises(ParameterError, match="no prefix"):
+        read_source("nano:nobody", "nano")
+
+
 @pytest.mark.parametrize("said", ["=x", "x=", "=", ""])
 def test_words_that_name_nothing(said: str, monkeypatch: Any, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)

@@ -6,10 +6,9 @@ Everything here is looked at before a model is read, and loads no torch.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from hashlib import sha256
-from importlib.util import find_spec
 from pathlib import Path
 
 from foreword._errors import ParameterError
@@ -18,6 +17,7 @@ from foreword.serving._prefix_names import NAME_PATTERN
 _CONFIG = "adapter_config.json"
 _FILES = (_CONFIG, "adapter_model.safetensors")
 _SHIPPED = "prefixes"
+_BUILT_IN = "nano:"
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,8 @@ def read_source(said: str, model: str) -> PrefixSource:
 
     Args:
         said: `NAME=DIRECTORY`; a directory, which is called by its own name; or the name of a
-            prefix that came with the model, in its directory `prefixes`.
+            prefix that came with the model, in its directory `prefixes`. `nano:NAME` is the
+            directory of one that came with nano.
         model: as `LLM`.
 
     Raises:
@@ -58,11 +59,11 @@ def read_source(said: str, model: str) -> PrefixSource:
     if equals:
         if not name or not path:
             raise ParameterError(f"{said!r} names no prefix: write NAME=DIRECTORY")
-        return PrefixSource(name, Path(path).expanduser())
+        return PrefixSource(name, _directory(path))
     home = _home(model)
     if home is not None and not _is_way(said) and (home / _SHIPPED / said / _CONFIG).is_file():
         return PrefixSource(said, home / _SHIPPED / said)
-    directory = Path(said).expanduser()
+    directory = _directory(said)
     if said and directory.is_dir():
         return PrefixSource(directory.resolve().name, directory)
     there = shipped(model)
@@ -126,11 +127,17 @@ def check_sources(sources: Iterable[PrefixSource], model: str = "") -> None:
 def _home(model: str) -> Path | None:
     """The directory that a model is read from, where it is on this machine and known by name."""
     if model == "nano":
-        spec = find_spec("foreword")
-        found: Sequence[str] = (spec and spec.submodule_search_locations) or ()
-        return Path(found[0]) / "models" / "nano" if found else None
+        return Path(__file__).parents[1] / "models" / "nano"
     path = Path(model).expanduser()
     return path if path.is_dir() else None
+
+
+def _directory(said: str) -> Path:
+    """A directory as it was written."""
+    home = _home("nano")
+    if said.startswith(_BUILT_IN) and home is not None and not _is_way(said):
+        return home / _SHIPPED / said.removeprefix(_BUILT_IN)
+    return Path(said).expanduser()
 
 
 def _is_way(said: str) -> bool:

@@ -8,8 +8,9 @@ there.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
@@ -159,9 +160,11 @@ def place(directory: Path, path: str) -> Path:
 async def _list(request: Request) -> Response:
     check_query(request)
     service: Service = request.app.state.service
+    roots = _roots(service)
     known = service.llm.prefixes
-    data = [_shown(service, known[name]) for name in sorted(known)]
-    return JSONResponse(PrefixList(data=data).model_dump())
+    infos = [known.get(name) for name in sorted(known)]  # one may be unloaded meanwhile
+    shown = [_shown(roots, info) for info in infos if info is not None]
+    return JSONResponse({"object": "list", "data": shown})
 
 
 async def _load(request: Request) -> Response:
@@ -188,7 +191,7 @@ async def _load(request: Request) -> Response:
         if body.name in service.llm.prefixes:  # somebody was faster
             raise _taken(body.name) from None
         raise
-    return JSONResponse(_shown(service, info).model_dump())
+    return JSONResponse(_shown(_roots(service), info))
 
 
 async def _unload(request: Request) -> Response:
@@ -213,27 +216,36 @@ async def _unload(request: Request) -> Response:
     return JSONResponse(PrefixDeleted(id=name).model_dump())
 
 
-def _shown(service: Service, info: PrefixInfo) -> PrefixObject:
-    return PrefixObject(
-        id=info.name,
-        length=info.length,
-        position_offset=info.position_offset,
-        bytes=info.nbytes,
-        identity=info.identity,
-        pinned=info.pinned,
-        in_memory=info.in_memory,
-        in_use=info.in_use,
-        path=_below(service.config.prefix_dir, info.source),
-        base=info.base,
-    )
+def _shown(roots: Sequence[str], info: PrefixInfo) -> dict[str, Any]:
+    # Written by hand: of thousands, checked ones would hold up everybody.
+    return {
+        "id": info.name,
+        "object": "prefix",
+        "length": info.length,
+        "position_offset": info.position_offset,
+        "bytes": info.nbytes,
+        "identity": info.identity,
+        "pinned": info.pinned,
+        "in_memory": info.in_memory,
+        "in_use": info.in_use,
+        "path": _below(roots, info.source),
+        "base": info.base,
+    }
 
 
-def _below(directory: Path | None, source: str | os.PathLike[str] | None) -> str | None:
-    if directory is None or source is None:
-        return None
-    for root in (directory.absolute(), directory.resolve()):
-        if Path(source).is_relative_to(root):
-            return Path(source).relative_to(root).as_posix()
+def _roots(service: Service) -> list[str]:
+    """The directory of prefixes as sources may spell it, with a separator at its end."""
+    directory = service.config.prefix_dir
+    if directory is None:
+        return []
+    return [os.path.join(one, "") for one in (directory.absolute(), directory.resolve())]
+
+
+def _below(roots: Sequence[str], source: Path | None) -> str | None:
+    said = str(source)
+    for root in roots:
+        if source is not None and said.startswith(root):
+            return Path(said[len(root) :]).as_posix()
     return None
 
 
