@@ -20,16 +20,13 @@ There is nothing to put into a cache, so nothing is exported: the model runs, an
 
 from __future__ import annotations
 
-import json
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from foreword.attention import AttentionState, LinearSegment, PlanError, feature_map
-from foreword.models import fingerprint
 from foreword.prefixes._errors import PrefixError
 from foreword.prefixes._prefix import Prefix
 from foreword.prefixes._rows import PrefixRows
@@ -39,14 +36,11 @@ from foreword.prefixes.methods._method import Loss, Method
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from os import PathLike
 
     from torch import Tensor
 
     from foreword.prefixes.methods._attention_hook import AttentionCall
     from foreword.prefixes.methods._batch import Batch, Example
-
-FILE = "ntk_attention.safetensors"
 
 
 class NTKAttention(Method):
@@ -73,6 +67,7 @@ class NTKAttention(Method):
             self.features = feature_map(features)
         except PlanError as error:
             raise PrefixError(str(error)) from error
+        self.settings = {"features": features}
         self._start_from = start_from
         size = (shape.layers, shape.kv_heads, self.features.size(shape.head_dim))
         self.z = nn.Parameter(torch.zeros(*size, shape.head_dim))
@@ -138,46 +133,11 @@ class NTKAttention(Method):
         return PrefixRows.same(self.z.new_zeros(self.shape.size(0)), len(batch))
 
     def export(self, model: Any) -> dict[str, Prefix]:
-        """Nothing: Z and k are no keys and values, so no cache can hold them. See `save`."""
-        return {}
+        """Nothing: Z and k are no keys and values, so no cache can hold them.
 
-    def save(self, directory: str | PathLike[str], model: Any) -> Path:
-        """Write Z, k and what they belong to as safetensors; returns the file."""
-        from safetensors.torch import save_file
-
-        folder = Path(directory)
-        folder.mkdir(parents=True, exist_ok=True)
-        said = {
-            "method": self.name,
-            "features": self.features.name,
-            "shape": json.dumps(_sizes(self.shape)),
-            "model": fingerprint(model),
-        }
-        state = {key: value.contiguous() for key, value in self.state_dict().items()}
-        save_file(state, folder / FILE, said)
-        return folder / FILE
-
-    @classmethod
-    def load(cls, directory: str | PathLike[str], model: Any) -> NTKAttention:
-        """Read what `save` wrote, for the model it was made for.
-
-        Raises:
-            PrefixError: nothing there, damaged, or another model's.
+        `foreword.prefixes.training.save_method` and `load_method` keep them in files.
         """
-        from safetensors import safe_open
-
-        path = Path(directory) / FILE
-        try:
-            with safe_open(path, framework="pt") as held:
-                said = held.metadata() or {}
-                state = {key: held.get_tensor(key) for key in held.keys()}  # noqa: SIM118
-            made = cls(PrefixShape(*json.loads(said["shape"])), features=said["features"])
-            made.load_state_dict(state)
-        except Exception as error:
-            raise PrefixError(f"cannot read NTK-Attention from {str(path)!r}: {error}") from error
-        if said.get("model") != fingerprint(model):
-            raise PrefixError(f"{str(path)!r} belongs to another model: train it for this one")
-        return made
+        return {}
 
 
 def _sizes(shape: PrefixShape) -> tuple[int, int, int]:
