@@ -17,6 +17,7 @@ from foreword.engine import (
     plain,
 )
 from foreword.prefixes import PrefixError
+from foreword.scheduling import policy_names
 from tests.engine.learned_tools import Recorder, add, check_rows, noise, text
 
 SHAPE = "llama-mqa-d128"
@@ -247,3 +248,20 @@ def test_when_one_prompt_of_a_call_is_refused_none_stays_in_line(loaded_model):
     with pytest.raises(UnknownPrefixError):
         llm.generate([text(1, 5), text(2, 5)], prefixes=[None, "nobody"])
     assert not llm.engine.has_work
+
+
+@pytest.mark.parametrize("policy", policy_names())
+def test_every_policy_serves_prefixes_in_tight_memory(policy, loaded_model):
+    def asked(llm):
+        for i in range(4):
+            llm.load_prefix(f"p{i}", noise(llm.engine, i, 9 + i))
+        prompts = [text(i % 3, 12) + text(i, 1 + i % 4) for i in range(16)]
+        names = [None if i % 5 == 4 else f"p{i % 4}" for i in range(16)]
+        results = llm.generate(prompts, SamplingParams(max_tokens=8), prefixes=names)
+        return [result.outputs[0].token_ids for result in results]
+
+    roomy = asked(_llm(loaded_model, share=False))
+    tight = _llm(loaded_model, pages=20, policy=policy, max_batch=6)
+    assert asked(tight) == roomy
+    assert tight.engine.tree.stats().leases == 0
+    assert all(info.in_use == 0 for info in tight.prefixes.values())

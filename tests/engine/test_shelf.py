@@ -9,6 +9,7 @@ import threading
 import pytest
 import torch
 
+import foreword.engine._shelf as shelf_module
 from foreword._errors import ForewordError, ParameterError, PromptError
 from foreword.engine import LLM, AsyncLLM, PrefixInfo, SamplingParams, UnknownPrefixError
 from foreword.prefixes import Prefix, PrefixError
@@ -301,3 +302,27 @@ def test_many_threads_read_while_prefixes_come_and_go(llm, tmp_path):
     held = [info for info in llm.prefixes.values() if info.in_memory]
     assert (shelf.in_memory, shelf.nbytes) == (len(held), sum(info.nbytes for info in held))
     assert all(info.in_use == 0 for info in llm.prefixes.values())
+
+
+def test_the_engine_waits_for_no_disk(loaded_model, tmp_path, monkeypatch):
+    readers: list[str] = []
+    read = shelf_module._load
+
+    def watched(source):
+        readers.append(threading.current_thread().name)
+        return read(source)
+
+    monkeypatch.setattr(shelf_module, "_load", watched)
+
+    async def take_turns() -> None:
+        settings = {"kv_memory": "1MiB", "prefix_memory": 25 * TOKEN_BYTES}
+        async with AsyncLLM(loaded_model(SHAPE), **settings) as llm:
+            for i in range(3):
+                noise(llm._llm.engine, i, 20).save(tmp_path / str(i))
+                await llm.load_prefix(f"p{i}", tmp_path / str(i))
+            for i in range(3):
+                assert not (await llm.generate(text(1, 4), prefix=f"p{i}")).error
+
+    asyncio.run(take_turns())
+    assert len(readers) == 6  # room for one: each was crowded out once
+    assert "foreword-engine" not in readers
