@@ -125,10 +125,10 @@ def test_what_is_missing_is_named(run, texts, tmp_path):
     assert "give --out" in run("train", "prefix", "nano", texts).err
 
 
-def test_truncate_makes_long_records_fit(run, tiny_model_dir, texts, tmp_path):
+def test_long_records_are_truncated_and_recomputed(run, tiny_model_dir, texts, tmp_path):
     ran = run(
         "train", "prefix", tiny_model_dir, texts, "-o", tmp_path / "r", "--steps", 1,
-        "--set", "length=500", "--truncate", "--threads", 1,
+        "--set", "length=500", "--truncate", "--recompute", "--threads", 1,
     )  # fmt: skip
     assert ran.code == 0, ran.err
 

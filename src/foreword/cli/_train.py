@@ -103,6 +103,10 @@ def prefix(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the latest checkpoint in OUT.")
     ] = False,
+    recompute: Annotated[
+        bool | None,
+        typer.Option("--recompute", help="Gradient checkpointing: less memory, a third more time."),
+    ] = None,
     dtype: Annotated[str | None, typer.Option(help="Of the model; the prefix is float32.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda. [default: auto]")] = None,
     threads: options.ThreadsOption = None,
@@ -126,6 +130,7 @@ def prefix(
         "accumulate": accumulate, "lr": lr, "warmup": warmup, "schedule": schedule,
         "weight_decay": weight_decay, "clip": clip, "seed": seed, "eval_every": eval_every,
         "patience": patience, "save_every": save_every, "dtype": dtype, "device": device,
+        "recompute": recompute,
         "set": parse_set(settings or []),
     }  # fmt: skip
     wanted = gather(config, flags)
@@ -157,6 +162,7 @@ def _run(wanted: Settings, *, resume: bool, threads: int | None, quiet: bool) ->
     from foreword.prefixes.training import (
         TrainConfig,
         read_examples,
+        recompute,
         room,
         split,
         train_run,
@@ -169,6 +175,8 @@ def _run(wanted: Settings, *, resume: bool, threads: int | None, quiet: bool) ->
         torch.set_num_threads(threads)
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     model, tokenizer = load_transformers(wanted.model, dtype=wanted.dtype, device=wanted.device)
+    if wanted.recompute:
+        recompute(model)
     if tokenizer is None:
         raise ParameterError(f"{wanted.model} has no tokenizer: texts cannot be read with it")
     data = read_examples(wanted.data, tokenizer, window=wanted.window, end=wanted.end)

@@ -43,6 +43,7 @@ class Settings:
     end: bool = True
     init_text: str = ""
     name: str = ""
+    recompute: bool = False
     dtype: str = "auto"
     device: str = "auto"
     training: dict[str, Any] | None = None

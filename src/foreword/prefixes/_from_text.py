@@ -31,12 +31,13 @@ def from_text(model: Any, ids: Sequence[int]) -> Prefix:
     if known and len(ids) >= known:
         raise PrefixError(f"a prefix of {len(ids)} tokens leaves no room: the context is {known}")
     device = next(model.parameters()).device
-    training = model.training
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         cache = model(input_ids=torch.tensor([list(ids)], device=device)).past_key_values
     finally:
-        model.train(training)
+        for module, training in modes:  # a frozen model may have layers in several modes
+            module.training = training
     layers = [torch.stack((layer.keys[0], layer.values[0])) for layer in cache.layers]
     return Prefix(
         torch.stack(layers),

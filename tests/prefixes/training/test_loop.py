@@ -8,7 +8,14 @@ import pytest
 import torch
 
 from foreword.prefixes.methods import Batch, Example, Loss, Method
-from foreword.prefixes.training import TrainConfig, TrainingError, TrainProgress, evaluate, train
+from foreword.prefixes.training import (
+    TrainConfig,
+    TrainingError,
+    TrainProgress,
+    evaluate,
+    recompute,
+    train,
+)
 from tests.prefixes.conformance import texts
 
 Make = Callable[..., Method]
@@ -335,3 +342,17 @@ def test_a_bfloat16_model_trains_float32_prefixes(model: Any, make: Make) -> Non
     after = state(method)
     assert all(each.dtype == torch.float32 for each in after.values())
     assert not same(before, after)
+
+
+def test_recomputing_layers_come_to_the_same_prefix(model: Any, make: Make) -> None:
+    plain, saving, ran = make(), make(), []
+    expected = train(model, plain, texts(), config(), dev=texts(1))
+    recompute(model)
+    layer = model.model.layers[0]
+    layer.input_layernorm.register_forward_pre_hook(lambda *_: ran.append(torch.is_grad_enabled()))
+    result = train(model, saving, texts(), config(), dev=texts(1))
+    assert ran.count(True) == 2 * 6  # each layer twice a step: on the way there and back
+    assert result.losses == pytest.approx(expected.losses, abs=1e-4)
+    assert result.best_loss == pytest.approx(expected.best_loss, abs=1e-4)
+    assert not model.training
+    assert model.config._attn_implementation == "sdpa"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from foreword.prefixes.training._config import TrainConfig
 from foreword.prefixes.training._data import Data, read_examples, split, truncate
 from foreword.prefixes.training._errors import TrainingError
-from foreword.prefixes.training._guard import room
+from foreword.prefixes.training._guard import recompute, room
 from foreword.prefixes.training._loop import evaluate, train
 from foreword.prefixes.training._progress import TrainProgress, TrainResult
 from foreword.prefixes.training._run import TrainRun, read_card, train_run
@@ -29,6 +29,7 @@ __all__ = [
     "load_method",
     "read_card",
     "read_examples",
+    "recompute",
     "room",
     "save_method",
     "split",

@@ -18,7 +18,7 @@ from foreword.prefixes.training._checkpoint import (
     save_checkpoint,
 )
 from foreword.prefixes.training._errors import TrainingError
-from foreword.prefixes.training._guard import check_lengths, device_of, frozen
+from foreword.prefixes.training._guard import check_lengths, device_of, evaluating, frozen
 from foreword.prefixes.training._progress import TrainProgress, TrainResult
 
 if TYPE_CHECKING:
@@ -252,11 +252,12 @@ def evaluate(model: Any, method: Method, examples: Sequence[Example], batch_size
     """Mean loss over examples, each batch weighted by what its loss is a mean over (labels, or
     rows). Mutates nothing; 0 without examples."""
     total, weights = 0.0, 0.0
-    for begin in range(0, len(examples), batch_size):
-        part = examples[begin : begin + batch_size]
-        loss = method.loss(model, method.collate(part, device_of(model)))
-        weight = float(len(part) if loss.weight is None else loss.weight)
-        total, weights = total + float(loss.value) * weight, weights + weight
+    with evaluating(model):
+        for begin in range(0, len(examples), batch_size):
+            part = examples[begin : begin + batch_size]
+            loss = method.loss(model, method.collate(part, device_of(model)))
+            weight = float(len(part) if loss.weight is None else loss.weight)
+            total, weights = total + float(loss.value) * weight, weights + weight
     return total / weights if weights else 0.0
 
 
