@@ -19,9 +19,9 @@ from foreword.prefixes.methods import Example
 BOS, END, SEP = range(1, 4)
 TYPES = {"PERSON": 4, "LOC": 5, "ID": 6}
 WORDS = tuple(range(10, 50))
-POOLS = {"PERSON": range(50, 170), "LOC": range(170, 210), "ID": range(210, 290)}
-VOCAB = 290
-CLIENTS = 16
+POOLS = {"PERSON": range(50, 110), "LOC": range(110, 150), "ID": range(150, 190)}
+VOCAB = 190
+CLIENTS = 6
 
 Entities = Mapping[str, int]
 Template = tuple[str | int, ...]
@@ -80,7 +80,7 @@ def public_text(draw: Random) -> Example:
     """One or two records after one template; all of it is learned."""
     template, code = draw.choice(PUBLIC), draw.random() < 0.8
     ids: list[int] = []
-    for _ in range(draw.choice((1, 2))):
+    for _ in range(draw.choice((1, 1, 2))):
         ids += Record(drawn(draw), template).example(code=code).ids
     return Example(tuple(ids))
 
@@ -101,7 +101,7 @@ class Collection:
     fictional: Mapping[str, tuple[int, ...]]
 
     @classmethod
-    def of(cls, seed: int, records: int = 64) -> Collection:
+    def of(cls, seed: int, records: int = 48) -> Collection:
         draw = Random(seed)
         templates = [some_template(draw) for _ in range(3)]
         clients = {k: tuple(draw.sample(pool, CLIENTS)) for k, pool in POOLS.items()}

@@ -1,9 +1,9 @@
 """A language of assignments with a linter and an interpreter, for experiments about quality.
 
 A task is a digit and two steps, each an operator with a digit, modulo 10. A program takes the steps
-in assignments and returns the last:
+in assignments, and the last value is the result:
 
-    TASK 3 +4 *2 GO   z = #7 ; a = 3 +4 ; b = a *2 ; RET b END
+    TASK 3 +4 *2 GO   z = #7 ; a = 3 +4 ; b = a *2 ; END
 
 Every name has a snake and a camel spelling, every assignment a spaced and a tight sign, and there
 may be constants that nobody reads, in front: three violations that leave the result as it is. A
@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 
-TASK, GO, END, RETURN, NEWLINE, SPACED, TIGHT, COMMENT = range(1, 9)
+TASK, GO, END, NEWLINE, SPACED, TIGHT, COMMENT = range(1, 8)
 DIGITS = tuple(range(10, 20))
 CONSTANTS = tuple(range(20, 30))
 FIRST, SECOND = tuple(range(30, 60)), tuple(range(60, 90))
@@ -70,7 +70,7 @@ def program(task: Task, draw: Random, rate: float = 0.5, unused: float = 0.4) ->
         target = name(3 * number + draw.randrange(3))
         written += line(target, last, each)
         last = target
-    return (*written, RETURN, last, END)
+    return (*written, END)
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Report:
         statements: assignments.
         violations: of each kind.
         comments: lines with one.
-        value: what it returns; None where it cannot be parsed or reads a name nobody set.
+        value: of its last assignment; None where it cannot be parsed or reads a name nobody set.
     """
 
     statements: int
@@ -99,7 +99,7 @@ def check(tokens: Sequence[int]) -> Report:
     found = dict.fromkeys(KINDS, 0)
     values: dict[int, int] = {}
     unread: set[int] = set()
-    statements = comments = 0
+    statements = comments = last = 0
     result: int | None = None
     broken = False
 
@@ -115,18 +115,14 @@ def check(tokens: Sequence[int]) -> Report:
         if line and line[-1] == COMMENT:
             comments += 1
             line = line[:-1]
-        if len(line) == 2 and line[0] == RETURN and result is None:
-            result = read(line[1])
-            broken |= result is None
-            continue
         well = (
             len(line) in (3, 4)
             and line[0] in (*SNAKE, *CAMEL)
             and line[1] in (SPACED, TIGHT)
             and all(token in STEPS for token in line[3:])
         )
-        if not well or result is not None:
-            broken = True
+        if not well:
+            broken |= bool(line)
             continue
         statements += 1
         found["tight"] += line[1] == TIGHT
@@ -138,9 +134,10 @@ def check(tokens: Sequence[int]) -> Report:
         found["unused"] += line[0] in unread  # written anew before anybody read it
         for token in line[3:]:
             value = step(value, token)
-        values[line[0]] = value
+        result = values[line[0]] = value
         unread.add(line[0])
-    found["unused"] += len(unread)
+        last = line[0]
+    found["unused"] += len(unread - {last})
     return Report(statements, found, comments, None if broken else result)
 
 
