@@ -40,7 +40,6 @@ def tiny_llama(
         vocab_size=vocab,
         max_position_embeddings=context,
         tie_word_embeddings=True,
-        initializer_range=std,
         bos_token_id=None,
         eos_token_id=None,
         pad_token_id=None,

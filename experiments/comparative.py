@@ -176,7 +176,7 @@ def main() -> None:
     torch.set_num_threads(1)
     expect(lab)
     steps, tests = (40, 64) if lab.quick else (150, 256)
-    model = tiny_llama(VOCAB, layers=2, hidden=64, context=128, std=0.1)
+    model = tiny_llama(VOCAB, layers=2, hidden=64, context=128, spread=0.1)
     loss = pretrain(model, corpus, steps=200 if lab.quick else 600, batch_size=16, lr=5e-3)
     lab.fact("base loss, nats per token", round(loss, 4))
     print(f"base trained, loss {loss:.3f}", file=sys.stderr)

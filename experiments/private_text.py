@@ -129,7 +129,7 @@ def downstream(
     """Perplexity of real records' public tokens under a fresh model that saw only `texts`."""
     draw = Random(seed)
     examples = [Example((*code_of({}), *text, END)) for text in texts]
-    fresh = tiny_llama(VOCAB, layers=1, hidden=48, context=64, seed=seed, std=0.1)
+    fresh = tiny_llama(VOCAB, layers=1, hidden=48, context=64, seed=seed, spread=0.1)
     pretrain(fresh, lambda count: draw.choices(examples, k=count), steps=steps, batch_size=16)
     real = [record.example(code=False) for record in collection.test]
     batch = Batch.of(real)
@@ -153,7 +153,7 @@ def main() -> None:
     expect(lab)
     steps, fresh = (30, 10) if lab.quick else (200, 100)
     draw = Random(2024)
-    model = tiny_llama(VOCAB, layers=2, hidden=64, context=256, std=0.1)
+    model = tiny_llama(VOCAB, layers=2, hidden=64, context=256, spread=0.1)
     loss = pretrain(
         model,
         lambda count: [public_text(draw) for _ in range(count)],
