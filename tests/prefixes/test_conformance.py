@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from foreword.models import fingerprint
+from foreword.engine import LLM, SamplingParams
+from foreword.models import LoadedModel, fingerprint
 from foreword.prefixes import Prefix, PrefixRows, PrefixShape, run
 from foreword.prefixes.methods import METHODS, ControlPrefixes, Loss, Method, make_method
 from foreword.prefixes.training import TrainConfig, TrainingError, TrainResult, train
@@ -155,6 +156,31 @@ def test_what_is_served_is_what_was_trained(case: Case, model: Any, tmp_path: Pa
         served = [run(model, *row, PrefixRows.of([prefix])).logits for prefix in loaded]
         closest = min(float((mine - theirs).abs().max()) for theirs in served)
         assert closest < 1e-4
+
+
+def test_the_engine_serves_all_of_it_in_one_batch(
+    case: Case, model: Any, loaded_model: Callable[..., LoadedModel]
+) -> None:
+    if not case.static:
+        pytest.skip(f"{case.method} has more to it than a prefix")
+    method, _ = trained(case, model, steps=2)
+    exported = method.export(model)
+    llm = LLM(loaded_model(MODEL), kv_memory="8MiB")
+    for name, prefix in exported.items():
+        llm.load_prefix(name or "it", prefix)
+    behind = [None, *exported.values()]
+    names = [None, *(name or "it" for name in exported)]
+    texts = [list(case.examples(row)[0].ids) for row in range(len(behind))]
+    params = SamplingParams(max_tokens=1, temperature=0.0, logprobs=0)
+    for text, prefix, result in zip(
+        texts, behind, llm.generate(texts, params, prefixes=names), strict=True
+    ):
+        rows = None if prefix is None else PrefixRows.of([prefix])
+        with torch.no_grad():
+            expected = run(model, torch.tensor([text]), prefix=rows).logits[0, -1].log_softmax(-1)
+        (token,) = result.outputs[0].logprobs
+        assert token.token_id == int(expected.argmax())
+        assert abs(token.logprob - float(expected.max())) < 1e-4
 
 
 def test_unequal_lengths_equal_single_rows(case: Case, model: Any) -> None:
