@@ -65,7 +65,7 @@ ALL_LAYERS = f"prefix at {LAYERS} layers"
 
 @dataclass(frozen=True)
 class Decision:
-    """A token that an aspect decides: where it is predicted, and which tokens keep to the aspect."""
+    """A token that an aspect decides: where it is predicted, and which ones keep to the aspect."""
 
     aspect: str
     at: int
