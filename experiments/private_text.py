@@ -157,7 +157,7 @@ def main() -> None:
     loss = pretrain(
         model,
         lambda count: [public_text(draw) for _ in range(count)],
-        steps=100 if lab.quick else 2000,
+        steps=100 if lab.quick else 2400,
         batch_size=16,
         lr=5e-3,
     )
