@@ -37,6 +37,10 @@ def test_on_nano(run):
     assert off["computed_prompt_tokens"] == off["prompt_tokens"] == on["prompt_tokens"]
     assert on["computed_prompt_tokens"] < 0.6 * on["prompt_tokens"]
     assert on["kv_bytes_peak"] < off["kv_bytes_peak"]
+    authors = numbers["authors"]
+    assert len(authors["texts"]) == authors["stats"]["requests"] == 7
+    assert authors["prefix_positions"] == 6 * 16
+    assert len(set(authors["texts"].values())) > 3
 
 
 def test_the_text_of_it(run):
@@ -49,3 +53,6 @@ def test_the_text_of_it(run):
     for head in read_heads():
         assert head.title in ran.out
     assert "sharing off" in ran.err
+    assert "under 6 learned prefixes, in one batch" in ran.out
+    assert "Jane Austen: The sea was" in ran.out
+    assert "no prefix: The sea was" in ran.out
