@@ -20,6 +20,7 @@ import random
 import sys
 import tempfile
 import time
+from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -149,6 +150,7 @@ def main(arguments: list[str] | None = None) -> int:
         trial.measured(f"{name}_peft", seconds["peft"] / seconds["mixed"])
         trial.measured(f"{name}_equal", seen["equal"])
     trial.table("speeds", table)
+    trial.fact("peft", version("peft"))
     trial.fact("samples", {name: seen["seconds"] for name, seen in found.items()})
     trial.fact(
         "sizes",
