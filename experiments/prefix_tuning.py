@@ -37,7 +37,7 @@ from foreword.prefixes.objectives import lm_loss
 from foreword.prefixes.training import TrainConfig, train
 
 LENGTH = 16
-STEPS, EVERY, PATIENCE, BATCH = 300, 20, 5, 8
+STEPS, EVERY, PATIENCE, BATCH = 240, 20, 5, 8
 TEST = 200
 TUNING_STYLE = 1000
 PREFIXES = ("MLP prefix, real start", "MLP prefix, random start")

@@ -117,7 +117,9 @@ class PrefixTuning(Method):
             if self.mlp is None:
                 self.flat.copy_(real[kept:])
             else:  # the last bias takes the mean: no step is spent on what all positions share
-                self.mlp[2].bias.copy_(real[kept:].mean(0))
+                last = self.mlp[2]
+                assert isinstance(last, nn.Linear)
+                last.bias.copy_(real[kept:].mean(0))
         if self.mlp is not None and self.fit_steps:
             self._fit(self.mlp, real[kept:])
 
