@@ -378,6 +378,6 @@ def test_a_user_of_a_server_without_keys_is_charged_and_shares_all_the_same(
             with pytest.raises(ForewordError):
                 await whole(service, job(user="ann"), caller)
             salt = service.isolation.salt(caller.tenant)
-            assert llm.asked == [{"tenant": tenant, "salt": salt}]
+            assert llm.asked == [{"tenant": tenant, "salt": salt, "prefix": None}]
 
     asyncio.run(main())
