@@ -53,6 +53,10 @@ def test_a_loaded_prefix_says_what_it_is(llm, tmp_path):
     assert (list(llm.prefixes), len(llm.prefixes)) == (["p", "q"], 2)
     with pytest.raises(KeyError):
         llm.prefixes["r"]
+    values, items = iter(llm.prefixes.values()), iter(llm.prefixes.items())
+    assert next(values) == next(items)[1]
+    llm.unload_prefix("q")  # whoever goes through them now goes on
+    assert [each.name for each in values] == [name for name, _ in items] == ["q"]
 
 
 def test_a_relative_directory_is_found_again_from_elsewhere(llm, tmp_path, monkeypatch):
