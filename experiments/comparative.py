@@ -33,8 +33,11 @@ from typing import Any
 import torch
 
 from experiments._mini_language import (
+    COMMENT,
     END,
+    GO,
     KINDS,
+    NEWLINE,
     VOCAB,
     Task,
     check,
@@ -53,6 +56,8 @@ from foreword.prefixes.objectives import IGNORED, contrast, kl_to_base, lm_loss
 from foreword.prefixes.training import TrainConfig, train
 
 LENGTH = 8
+NEUTRAL = (GO, NEWLINE, COMMENT, END)
+"""What prefixes start from. Whole programs would be read as tasks: values are copied from them."""
 PAIRS = 64
 TEMPERATURE = 0.7
 TUNING = 99
@@ -67,7 +72,7 @@ class TwoPrefixes(ComparativePrefix):
     def __init__(self, shape: PrefixShape, *, contrast: float = 1.0, **settings: Any) -> None:
         super().__init__(shape, rank=0.0, **settings)
         self.contrast = contrast
-        self.other = PrefixTuning(shape, length=self.length)
+        self.other = PrefixTuning(shape, length=self.length, init_ids=NEUTRAL)
 
     def start(self, model: Any, examples: Sequence[Example]) -> None:
         super().start(model, examples)
@@ -151,7 +156,7 @@ def arms() -> dict[str, list[tuple[str, Maker, float]]]:
         for lr, *values in product(lrs, *choices.values()):
             chosen = dict(zip(choices, values, strict=True))
             text = ", ".join(f"{k}={v}" for k, v in {"lr": lr, **chosen}.items())
-            settings.append((text, partial(kind, length=LENGTH, **chosen), lr))
+            settings.append((text, partial(kind, length=LENGTH, init_ids=NEUTRAL, **chosen), lr))
         return settings
 
     rates = (1e-2, 3e-2, 1e-1)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from foreword.prefixes import PrefixError, PrefixShape, run
+from foreword.prefixes import Prefix, PrefixError, PrefixShape, run
 from foreword.prefixes.methods import Batch, Example, PrivateText, make_method
 from foreword.prefixes.private_text import canary_log_prob
 from foreword.prefixes.training import TrainConfig, train
@@ -75,6 +75,13 @@ def test_the_loss_is_that_of_the_equations(model: Any, sign: str) -> None:
     assert float(loss.value.detach()) == pytest.approx(whole, abs=1e-4)
     assert abs(expected["contrast"] - math.log(2)) > 0.01
     assert expected["kl"] > 0.001
+
+
+def test_it_starts_from_public_tokens_alone(model: Any) -> None:
+    seen = Prefix.from_text(model, (1, 4, 5)).kv
+    assert torch.allclose(make(model).export(model)[""].kv, seen)
+    given = Prefix.from_text(model, (6, 6, 6)).kv
+    assert torch.allclose(make(model, init_ids=(6,)).export(model)[""].kv, given)
 
 
 def test_without_masks_it_is_prefix_tuning(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:

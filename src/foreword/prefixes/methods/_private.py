@@ -27,7 +27,7 @@ import torch
 
 from foreword.prefixes._errors import PrefixError
 from foreword.prefixes._forward import run
-from foreword.prefixes.methods._batch import Batch
+from foreword.prefixes.methods._batch import Batch, Example
 from foreword.prefixes.methods._method import Loss
 from foreword.prefixes.methods._prefix_tuning import PrefixTuning
 from foreword.prefixes.objectives import IGNORED, contrast, kl_to_base, lm_loss
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from foreword.prefixes._shape import PrefixShape
-    from foreword.prefixes.methods._batch import Example
 
 
 @dataclass(frozen=True)
@@ -102,19 +101,17 @@ class PrivateText(PrefixTuning):
             raise PrefixError(f'sign is {sign!r}: say "paper" or "reversed"')
         self.lm, self.contrast, self.kl, self.sign = lm, contrast, kl, sign
 
+    def start(self, model: Any, examples: Sequence[Example]) -> None:
+        """As `PrefixTuning`, from public tokens alone: a prefix that begins as the cache of a
+        private text would hold it, whatever it is trained on later."""
+        super().start(model, [_public(example) for example in examples])
+
     def collate(self, examples: Sequence[Example], device: Any = None) -> PrivateBatch:
         batch = Batch.of(examples, device)
         private = torch.zeros_like(batch.mask)
         for row, example in enumerate(examples):
-            marks = example.fields.get("private")
-            if marks is None or len(marks) != len(example.ids):
-                raise PrefixError(
-                    f"an example of {len(example.ids)} ids has {len(marks or ())} in "
-                    'fields["private"]: give a bool for each, or use private_example'
-                )
-            private[row, : len(marks)] = torch.tensor(
-                list(marks), dtype=torch.bool, device=private.device
-            )
+            marks = torch.tensor(_marks(example), dtype=torch.bool, device=private.device)
+            private[row, : len(marks)] = marks
         return PrivateBatch(batch.ids, batch.mask, batch.labels, batch.examples, private=private)
 
     def loss(self, model: Any, batch: Batch) -> Loss:
@@ -132,3 +129,25 @@ class PrivateText(PrefixTuning):
             parts["kl"] = kl_to_base(logits, base, (batch.labels != IGNORED) & ~batch.private)
             value = value + self.contrast * parts["contrast"] + self.kl * parts["kl"]
         return Loss(value, {key: float(part.detach()) for key, part in parts.items()})
+
+
+def _marks(example: Example) -> list[bool]:
+    """Which ids of an example are private.
+
+    Raises:
+        PrefixError: it does not say, or not of each.
+    """
+    marks = example.fields.get("private")
+    if marks is None or len(marks) != len(example.ids):
+        raise PrefixError(
+            f"an example of {len(example.ids)} ids has {len(marks or ())} in "
+            'fields["private"]: give a bool for each, or use private_example'
+        )
+    return [bool(mark) for mark in marks]
+
+
+def _public(example: Example) -> Example:
+    """Its completion's public tokens; the code in front of it is private."""
+    marked = zip(example.ids, _marks(example), strict=True)
+    kept = [token for token, private in list(marked)[example.prompt :] if not private]
+    return Example(tuple(kept))
