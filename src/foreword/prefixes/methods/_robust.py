@@ -57,10 +57,11 @@ class RobustPrefix(PrefixTuning):
         length: positions; the paper took 10.
         layers: bottom blocks whose incoming states count; the paper took 3. At least 2, for the
             first block's are embeddings, which no prefix moves.
-        hidden, width, init_ids, position_offset: as for `PrefixTuning`.
+        hidden, width, init, init_ids, fit_steps, keep_first, dropout, position_offset: as for
+            `PrefixTuning`.
 
     Raises:
-        PrefixError: a length below 1, or layers below 2 or more than the model's.
+        PrefixError: what `PrefixTuning` refuses, or layers below 2 or more than the model's.
     """
 
     name = "robust"
@@ -74,7 +75,11 @@ class RobustPrefix(PrefixTuning):
         layers: int = 3,
         hidden: int = 0,
         width: int = 256,
+        init: str = "text",
         init_ids: Sequence[int] = (),
+        fit_steps: int = 0,
+        keep_first: bool = False,
+        dropout: float = 0.0,
         position_offset: int | None = None,
     ) -> None:
         super().__init__(
@@ -82,7 +87,11 @@ class RobustPrefix(PrefixTuning):
             length=length,
             hidden=hidden,
             width=width,
+            init=init,
             init_ids=init_ids,
+            fit_steps=fit_steps,
+            keep_first=keep_first,
+            dropout=dropout,
             position_offset=position_offset,
         )
         if not 2 <= layers <= shape.layers:
