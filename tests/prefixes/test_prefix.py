@@ -74,7 +74,9 @@ def test_prefixes_are_equal_by_their_numbers_format_and_offset():
     others = [Prefix(changed), Prefix(numbers(), 4), one.to(torch.bfloat16), Prefix(numbers(4))]
     assert len({one, *others}) == 5
     assert one != "a prefix"
-    # The same bytes in another shape.
+    # The same bytes in another number format, and in another shape.
+    bits = torch.ones(1, 2, 1, 2, 2, dtype=torch.bfloat16)
+    assert Prefix(bits) != Prefix(bits.view(torch.float16))
     assert Prefix(numbers().view(1, 2, 2, 3, 4)) != one
 
 
