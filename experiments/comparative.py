@@ -159,7 +159,7 @@ def arms() -> dict[str, list[tuple[str, Maker, float]]]:
             settings.append((text, partial(kind, length=LENGTH, init_ids=NEUTRAL, **chosen), lr))
         return settings
 
-    rates = (1e-2, 3e-2, 1e-1)
+    rates = (3e-2, 1e-1, 3e-1)
     compare = partial(made, ComparativePrefix, rates)
     return {
         "LM": compare(rank=(0.0,), kl=(0.0,), tokens=("all", "changed")),

@@ -56,7 +56,7 @@ LENGTH = 8
 WRITTEN = 128
 TUNING = 99
 """The seed on which learning rates are chosen."""
-RATES = (1e-2, 3e-2, 1e-1)
+RATES = (3e-2, 1e-1, 3e-1)
 TRAINED: dict[str, dict[str, Any]] = {
     "no codes": {"contrast": 0.0, "kl": 0.0},
     "codes": {"contrast": 0.0, "kl": 0.0},
