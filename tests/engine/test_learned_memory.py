@@ -237,7 +237,7 @@ def test_n_answers_fail_together_when_the_file_is_lost(loaded_model, tmp_path):
         noise(llm.engine, ord(name), 20).save(tmp_path / name)
         llm.load_prefix(name, tmp_path / name)
     shutil.rmtree(tmp_path / "a")
-    (result,) = llm.generate([text(1, 8)], SamplingParams(n=5), prefix="a")
+    (result,) = llm.as_completed([text(1, 8)], SamplingParams(n=5), prefix="a")
     assert [output.finish_reason for output in result.outputs] == ["error"] * 5
     assert llm.prefixes["a"].in_use == 0
     assert not llm.engine.has_work
