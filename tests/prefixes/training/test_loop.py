@@ -150,7 +150,7 @@ def Drawing(method: Method) -> Method:  # noqa: N802
         made = sound(model, batch)
         return Loss(made.value * (1 + 0.1 * torch.rand(())), made.parts, made.weight)
 
-    method.loss = loss  # type: ignore[method-assign]
+    method.loss = loss
     return method
 
 
@@ -245,7 +245,7 @@ def test_not_a_number_names_the_step_and_the_checkpoint(
         made = sound(model, batch)
         return Loss(made.value * float("inf")) if len(calls) == 5 else made
 
-    method.loss = loss  # type: ignore[method-assign]
+    method.loss = loss
     with pytest.raises(TrainingError, match=r"loss is inf at step 5.*checkpoint-4"):
         train(model, method, texts(), config(save_every=2), out=tmp_path)
     assert same(state(method), saved[5])
@@ -266,7 +266,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing(model: Any, make: Make) -
         zero = next(method.parameters()).sum() * 0
         return Loss(made.value.detach() + zero.sqrt())  # finite, with an infinite slope
 
-    method.loss = loss  # type: ignore[method-assign]
+    method.loss = loss
     with pytest.raises(TrainingError, match=r"gradient's norm is \w+ at step 3"):
         train(model, method, texts(), config())
     assert same(state(method), calls[2])
@@ -307,7 +307,7 @@ def test_a_method_that_trains_the_model_is_found_out(model: Any, make: Make) -> 
             model.model.embed_tokens.weight.mul_(1.5)
         return sound(model, batch)
 
-    method.loss = loss  # type: ignore[method-assign]
+    method.loss = loss
     with pytest.raises(TrainingError, match="parameters changed"):
         train(model, method, texts(), config())
 

@@ -73,6 +73,17 @@ def test_its_loss_and_logits_are_the_methods(model: Any, make: Make) -> None:
     assert prefixed(input_ids=batch.ids, attention_mask=batch.mask).loss is None
 
 
+def test_examples_are_read_back_from_tensors(model: Any, make: Make) -> None:
+    method, examples, seen = make(), texts(), []
+    rows = method.rows
+    method.rows = lambda model, batch: (seen.extend(batch.examples), rows(model, batch))[1]
+    batch = Batch.of(examples)
+    PrefixedModel(model, method)(
+        input_ids=batch.ids, attention_mask=batch.mask.long(), labels=batch.labels
+    )
+    assert seen == examples
+
+
 def test_a_loss_of_its_own_reads_the_examples(model: Any) -> None:
     method = make_method("comparative", PrefixShape.of(model), length=3)
     examples = pairs()
