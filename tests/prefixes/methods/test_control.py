@@ -108,7 +108,7 @@ def test_an_unseen_label_is_refused_by_name_unless_there_is_a_fall_back() -> Non
     batch = Batch.of([text(1, 2, style="q")])
     with pytest.raises(PrefixError, match=r"'style' has no label 'q'"):
         made().rows(None, batch)
-    near = {"style": {"x": [1, 0], "y": [0, 1], "z": [-1, 0], "q": [-2, 0.5]},
+    near = {"style": {"x": [1, 0], "y": [-3, 9], "z": [-1, 0], "q": [-2, 0.5]},
             "tone": {"loud": [1], "very low": [-1]}}  # fmt: skip
     method = made(unseen="nearest", embeddings=near)
     like_z = method.rows(None, Batch.of([text(1, 2, style="z")])).kv

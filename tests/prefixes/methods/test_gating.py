@@ -83,6 +83,23 @@ def test_open_gates_without_shifts_change_nothing(plain_model: Callable[[str], A
     assert not torch.allclose(halved, plain, atol=1e-2)
 
 
+def test_vectors_that_enter_a_layer_replace_what_came_from_below(
+    plain_model: Callable[[str], Any],
+) -> None:
+    model = plain_model("llama-bias-llama3-rope")
+    method = plugin(model, gated=False, layers=2)
+    before = method.export(model)[""].kv
+    below, above = method.prompt.rows.data.view(4, 2, -1).unbind(1)
+    below += 1
+    moved = method.export(model)[""].kv
+    assert not torch.allclose(moved[0], before[0], atol=1e-2)
+    assert torch.equal(moved[1], before[1])
+    above += 1
+    again = method.export(model)[""].kv
+    assert torch.equal(again[0], moved[0])
+    assert not torch.allclose(again[1], moved[1], atol=1e-2)
+
+
 def test_plugins_join_at_their_offset_in_any_order(plain_model: Callable[[str], Any]) -> None:
     model = plain_model("llama-bias-llama3-rope")
     one = plugin(model).export(model)[""]
@@ -96,6 +113,17 @@ def test_plugins_join_at_their_offset_in_any_order(plain_model: Callable[[str], 
     )
     assert (a - b).abs().max() < 1e-5
     assert (a - alone).abs().max() > 1e-3
+
+
+def test_a_plugin_stands_right_in_front_of_its_text(plain_model: Callable[[str], Any]) -> None:
+    """Rotary positions tell only distances, so wherever text begins it reads the plugin alike."""
+    model = plain_model("llama-bias-llama3-rope")
+    ids = torch.tensor([[5, 6, 7]])
+    near, far = (
+        run(model, ids, None, PrefixRows.of([plugin(model, position_offset=at).export(model)[""]]))
+        for at in (4, 50)
+    )
+    assert (near.logits - far.logits).abs().max() < 1e-4
 
 
 def test_the_model_is_left_without_hooks_even_after_an_error(
