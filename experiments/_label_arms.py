@@ -17,7 +17,7 @@ from foreword.prefixes.training import TrainConfig, train
 TASK, BLOCK = 12, 2
 WHOLE = TASK + STYLES * BLOCK
 MLP = {"hidden": 64, "width": 64}
-RATES = (3e-3, 1e-2, 3e-2, 1e-1)
+RATES = (1e-2, 3e-2, 1e-1, 2e-1)
 DIRECT_RATES = (3e-2, 1e-1, 2e-1, 4e-1)
 LABELS = [f"s{number}" for number in range(STYLES)]
 SHARED, SHUFFLED = "control, shared MLP", "control, labels shuffled"

@@ -47,7 +47,7 @@ ASPECTS = ("order", "wording", "frame")
 PAIRS = tuple(combinations(ASPECTS, 2))
 LAYERS, LENGTH = 3, 6
 OFFSET = len(ASPECTS) * LENGTH
-RATES = (1e-2, 3e-2, 1e-1)
+RATES = (3e-2, 1e-1, 3e-1)
 TUNING = 100
 """The seed that learning rates are chosen on."""
 
