@@ -11,7 +11,9 @@ from torch import Tensor
 from foreword.prefixes.objectives import (
     IGNORED,
     contrast,
+    manifold_loss,
     rank_loss,
+    relative_error,
     sequence_log_prob,
     sequence_score,
 )
@@ -83,3 +85,26 @@ def test_without_labels_nothing_is_lost() -> None:
     labels[:] = IGNORED
     assert float(contrast(logits, logits + 1, labels)) == 0
     assert sequence_log_prob(logits, labels).tolist() == [0, 0]
+
+
+def test_manifold_loss_is_the_error_of_the_projected_states() -> None:
+    draw = torch.Generator().manual_seed(3)
+    states, centre = torch.randn(5, 6, generator=draw), torch.randn(6, generator=draw)
+    basis = torch.linalg.qr(torch.randn(6, 2, generator=draw))[0]
+    for middle in (centre, None):
+        m = torch.zeros(6) if middle is None else middle
+        projected = (states - m) @ (basis @ basis.T) + m
+        wanted = torch.nn.functional.mse_loss(projected, states)
+        torch.testing.assert_close(manifold_loss(states, basis, middle), wanted)
+    on_it = torch.randn(5, 2, generator=draw) @ basis.T + centre
+    assert float(manifold_loss(on_it, basis, centre)) < 1e-10
+
+
+def test_relative_error_is_one_for_zeros() -> None:
+    wanted = torch.randn(3, 4, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    assert float(relative_error(torch.zeros(3, 4), wanted)) == pytest.approx(1)
+    assert float(relative_error(wanted * 1.1, wanted)) == pytest.approx(0.01, rel=1e-3)
+    made = torch.zeros(3, 4, requires_grad=True)
+    relative_error(made, wanted).backward()
+    assert made.grad is not None
+    assert wanted.grad is None
