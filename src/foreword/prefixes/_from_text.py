@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from foreword.prefixes._errors import PrefixError
+from foreword.prefixes._modes import evaluating
 from foreword.prefixes._prefix import Prefix
 from foreword.prefixes._shape import PrefixShape
 
@@ -31,13 +32,8 @@ def from_text(model: Any, ids: Sequence[int]) -> Prefix:
     if known and len(ids) >= known:
         raise PrefixError(f"a prefix of {len(ids)} tokens leaves no room: the context is {known}")
     device = next(model.parameters()).device
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
+    with evaluating(model):
         cache = model(input_ids=torch.tensor([list(ids)], device=device)).past_key_values
-    finally:
-        for module, training in modes:  # a frozen model may have layers in several modes
-            module.training = training
     layers = [torch.stack((layer.keys[0], layer.values[0])) for layer in cache.layers]
     return Prefix(
         torch.stack(layers),

@@ -29,6 +29,7 @@ import torch
 from foreword.models import fingerprint
 from foreword.prefixes._errors import PrefixError
 from foreword.prefixes._forward import run
+from foreword.prefixes._modes import evaluating
 from foreword.prefixes._prefix import Prefix
 from foreword.prefixes._rows import PrefixRows
 from foreword.prefixes.methods._manifold import Manifold
@@ -118,7 +119,7 @@ class RobustPrefix(PrefixTuning):
             PrefixError: none was right.
         """
         kept: list[list[Tensor]] = [[] for _ in range(self.layers)]
-        with _evaluating(model):
+        with evaluating(model):
             for begin in range(0, len(examples), batch_size):
                 batch = self.collate(
                     examples[begin : begin + batch_size], next(model.parameters()).device
@@ -166,7 +167,7 @@ class RobustPrefix(PrefixTuning):
         base = self.kv().detach()
         psi = torch.zeros_like(base, requires_grad=True)
         at = torch.arange(len(batch), device=batch.ids.device), outputs_of(batch)
-        with _evaluating(model):
+        with evaluating(model):
             with torch.enable_grad():
                 optimizer = torch.optim.Adam([psi], lr=lr)
                 for _ in range(iterations):
@@ -223,13 +224,3 @@ def outputs_of(batch: Batch) -> Tensor:
     known = batch.labels != IGNORED
     first = known.int().argmax(-1) - 1
     return torch.where(known.any(-1), first, batch.mask.sum(-1) - 1).clamp_min(0)
-
-
-@contextmanager
-def _evaluating(model: Any) -> Iterator[None]:
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 from dataclasses import asdict
 from datetime import datetime, timezone
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -41,8 +42,6 @@ def make_card(
     """All that is known of a run, as JSON."""
     import transformers
 
-    from foreword import __version__
-
     return {
         "format": FORMAT,
         "method": method.name,
@@ -77,7 +76,7 @@ def make_card(
             for label, prefix in exported.items()
         },
         "versions": {
-            "foreword": __version__,
+            "foreword": version("foreword"),
             "torch": str(torch.__version__),
             "transformers": transformers.__version__,
             "python": platform.python_version(),
