@@ -7,6 +7,10 @@
 `P` `[length, layers * 2 * kv_heads * head_dim]` is what a model's cache would hold of `length`
 tokens. The paper found training `P` itself unstable; with a learning rate of its own it works too,
 so both are here. After training only `P` is kept, whichever way it was trained.
+
+With a mean loss per token, sweeps on small models were best at rates of 3e-2 to 1e-1 for `P` itself
+and about 1e-2 for an MLP, with warm-up and gradients clipped at 1. Holding the first position fixed
+(`keep_first`) made no difference to the loss on nano, so it is off by default.
 """
 
 from __future__ import annotations
