@@ -23,7 +23,8 @@ SHOWN = 2
 
 PAGE = ROOT / "docs" / "experiments.md"
 README = ROOT / "README.md"
-PAGES = ROOT / "docs" / "prefixes"
+PAGES = (ROOT / "docs" / "prefixes", ROOT / "docs" / "howto")
+SPEEDS = ROOT / "benchmarks" / "results"
 START, END = "<!-- {}:start -->", "<!-- {}:end -->"
 _EMBEDDED = re.compile(r"<!-- result:(\w+):start -->.*?<!-- result:\1:end -->", re.DOTALL)
 ROWS: dict[tuple[str, str], str] = {
@@ -180,6 +181,30 @@ def load_results(directory: Path = RESULTS) -> list[dict[str, Any]]:
     return [json.loads(path.read_text(encoding="utf-8")) for path in files]
 
 
+def load_speeds(directory: Path = SPEEDS) -> list[dict[str, Any]]:
+    """What was measured of learned prefixes' speed, in the form of an experiment's results."""
+    found = []
+    for path in sorted(directory.glob("prefixes-*.json")):
+        result = json.loads(path.read_text(encoding="utf-8"))
+        verdicts = [
+            {
+                **verdict,
+                "median": verdict["value"],
+                "values": [],
+                "verdict": "reproduced" if verdict["met"] else "not reproduced",
+            }
+            for verdict in result["verdicts"]
+        ]
+        name = path.stem.replace("-", "_")
+        found.append({**result, "experiment": name, "verdicts": verdicts})
+    return found
+
+
+def pages() -> list[Path]:
+    """The pages that may show results between marks."""
+    return sorted(path for folder in PAGES for path in folder.glob("*.md"))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, add_help=True)
     parser.add_argument("--write", action="store_true", help="write the pages and the README")
@@ -188,10 +213,11 @@ def main() -> None:
     text = page(results)
     if given.write:
         PAGE.write_text(text, encoding="utf-8")
+        known = results + load_speeds()
         readme = README.read_text(encoding="utf-8")
-        README.write_text(with_blocks(readme, results), encoding="utf-8")
-        for path in sorted(PAGES.glob("*.md")):
-            path.write_text(with_results(path.read_text("utf-8"), results), encoding="utf-8")
+        README.write_text(with_blocks(readme, known), encoding="utf-8")
+        for path in pages():
+            path.write_text(with_results(path.read_text("utf-8"), known), encoding="utf-8")
     else:
         print(text, end="")
 

@@ -7,11 +7,12 @@ import pytest
 from experiments.report import (
     BLOCKS,
     PAGE,
-    PAGES,
     README,
     load_results,
+    load_speeds,
     markdown_table,
     page,
+    pages,
     section,
     with_block,
     with_blocks,
@@ -76,16 +77,16 @@ def test_the_page_in_the_documentation_is_that_of_the_results():
 
 def test_the_readmes_tables_are_those_of_the_results():
     text = README.read_text(encoding="utf-8")
-    results = load_results()
+    results = load_results() + load_speeds()
     assert text == with_blocks(text, results)
     shown = {name for rows in BLOCKS.values() for name, _ in rows}
     assert shown == {result["experiment"] for result in results}
 
 
-@pytest.mark.parametrize("name", sorted(path.name for path in PAGES.glob("*.md")))
-def test_a_methods_page_shows_its_results(name):
-    text = (PAGES / name).read_text(encoding="utf-8")
-    assert text == with_results(text, load_results())
+@pytest.mark.parametrize("path", pages(), ids=lambda path: path.stem)
+def test_a_page_shows_its_results(path):
+    text = path.read_text(encoding="utf-8")
+    assert text == with_results(text, load_results() + load_speeds())
 
 
 def test_a_result_goes_between_its_marks():

@@ -33,10 +33,10 @@ class Selection:
     """What a step will compute.
 
     `fresh` counts the pending tokens taken from each node, `readers` are complete nodes whose last
-    token is computed once more for its logits, `ready` the sequences that get logits. `scored` are,
-    each with the learned positions in front of it,
-    the nodes of `fresh` whose prompt is scored. `shifts` says, where it is not 0, what is added to
-    the depth of a node's tokens to give their positions.
+    token is computed once more for its logits, `ready` the sequences that get logits. `scored` are
+    the nodes of `fresh` whose prompt is scored, each with the number of learned positions in front
+    of it. `shifts` says, where it is not 0, what is added to the depth of a node's tokens to give
+    their positions.
     """
 
     fresh: dict[Node, int] = field(default_factory=dict)
