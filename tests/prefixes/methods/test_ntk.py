@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from foreword.attention import FEATURE_MAPS
+from foreword.attention import FEATURE_MAPS, AttentionState, merge
 from foreword.prefixes import Prefix, PrefixError, PrefixRows, PrefixShape, run
 from foreword.prefixes.methods import Example, NTKAttention, distil
 from foreword.prefixes.methods._attention_hook import _HOOKS, AttentionCall, hooked
@@ -209,6 +209,12 @@ def test_what_is_recorded_is_the_text_alone_and_the_prefixed_answer(model: Any) 
     assert len(seen) == 2
     for part in seen:
         assert part.query.shape == part.text.out.shape == part.wanted.shape == (6, 4, 32)
+    for layer, part in enumerate(seen):  # text and prefix together are the prefixed answer
+        keys, values = (each.repeat_interleave(2, dim=0) for each in prefix.kv[layer])
+        scores = torch.einsum("thd,hmd->thm", part.query, keys) * 32**-0.5
+        front = torch.einsum("thm,hmd->thd", scores.softmax(-1), values)
+        both = merge(part.text, AttentionState(front, scores.logsumexp(-1)))
+        torch.testing.assert_close(both.out, part.wanted, rtol=0, atol=1e-5)
     # a token alone sees itself: the first of each text
     first = seen[0].text.out[[0, 4]]
     calls: list[AttentionCall] = []
