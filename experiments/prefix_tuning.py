@@ -8,11 +8,16 @@ other half. A second base has also read sentences in styles that never came twic
 told which choices to make, so fewer examples are few.
 
 Every arm has the same steps, schedule, dev examples (a third of N, at least four) and early
-stopping by dev loss (five looks, 20 steps apart, without a better one). Its learning rate is chosen
-by dev loss on a style of its own, for each N; test records are never looked at. The MLP prefix is
-held against the better of full fine-tuning and (at N = 8) fine-tuning the top layer. The control
-learns sentences that belong to other records: it can learn the style, and must not get a sentence
-right.
+stopping by dev loss (eight looks, 20 steps apart, without a better one). Its learning rate is
+chosen by dev loss on two styles of their own, for each N; test records are never looked at.
+"Prefix" is, for each seed, the one of the two parametrisations that has the lower dev loss;
+it is held against the better in the test of full fine-tuning and (at N = 8) fine-tuning the top
+layer. The control learns sentences that belong to other records: it can learn the style, and must
+not get a sentence right.
+
+Seeds 0 to 4 were looked at while the settings were made, and the expectation of unseen values with
+many examples was added then (the paper's extrapolation is measured with all of the data), so the
+verdicts are of seeds 5 to 9.
 """
 
 from __future__ import annotations
@@ -37,10 +42,10 @@ from foreword.prefixes.objectives import lm_loss
 from foreword.prefixes.training import TrainConfig, train
 
 LENGTH = 16
-STEPS, EVERY, PATIENCE, BATCH = 240, 20, 5, 8
+STEPS, EVERY, PATIENCE, BATCH = 480, 20, 8, 8
 TEST = 200
-TUNING_STYLE = 1000
-PREFIXES = ("MLP prefix, real start", "MLP prefix, random start")
+TUNING_STYLES = (1000, 1001)
+PREFIXES = ("MLP prefix, real start", "direct prefix, real start")
 TUNED = ("fine-tuning", "top layer")
 
 
@@ -206,15 +211,18 @@ def shuffled(examples: Sequence[Example]) -> list[Example]:
 
 
 def chosen_rates(world: World, quick: bool) -> dict[tuple[str, int], float]:
-    """For every arm and size the rate with the least dev loss, on a style that is not measured."""
+    """For every arm and size the rate with the least dev loss, on styles that are not measured."""
     rates = {}
     for name, sizes in world.arms.items():
         arm, grid = ARMS[name]
         for size in sizes:
-            examples, dev = data(world.base(0), TUNING_STYLE, size)
+            splits = [data(world.base(0), style, size) for style in TUNING_STYLES]
             tried = dict.fromkeys(grid[1:2], 0.0)
             if not quick:
-                tried = {lr: arm(world.base(0), examples, dev, lr, 0).dev_loss for lr in grid}
+                tried = {
+                    lr: sum(arm(world.base(0), *split, lr, 0).dev_loss for split in splits)
+                    for lr in grid
+                }
             rates[name, size] = min(tried, key=lambda lr: tried[lr])
             print(f"rate of {name}, N = {size}: {rates[name, size]:g}", file=sys.stderr)
     return rates
@@ -238,7 +246,7 @@ def main() -> None:
         paper="Li & Liang 2021, arXiv 2101.00190",
         claim="with few examples a prefix beats fine-tuning, most on what the examples do not "
         "show, and the gap closes as examples become many",
-        seeds=range(5),
+        seeds=range(5, 10),
     )
     worlds = {
         name: replace(world, arms=dict.fromkeys(world.arms, (8,))) if lab.quick else world
@@ -254,6 +262,9 @@ def main() -> None:
         "closes", f"N = {many}, seen values: prefix minus fine-tuning", between=(-0.05, 0.05)
     )
     lab.expect(
+        "extrapolates", f"N = {many}, unseen values: prefix minus fine-tuning", at_least=0.05
+    )
+    lab.expect(
         "any", f"{second}, N = {least}, unseen values: prefix minus fine-tuning", at_least=0.05
     )
     lab.expect("prompt", f"N = {few}, unseen: prefix minus input prompt", at_least=0.05)
@@ -262,6 +273,7 @@ def main() -> None:
     lab.fact("settings", {"length": LENGTH, "steps": STEPS, "batch": BATCH, "test": TEST})
 
     results: dict[tuple[str, str, int], list[tuple[float, float]]] = {}
+    judged: dict[tuple[str, str, int], list[float]] = {}
     costs: dict[str, Trained] = {}
     control = []
     for label, world in worlds.items():
@@ -279,6 +291,7 @@ def main() -> None:
                     costs.setdefault(name, made)
                     found = measure(base, made, seed)
                     results.setdefault((label, name, size), []).append(found)
+                    judged.setdefault((label, name, size), []).append(made.dev_loss)
                     print(f"{label}, seed {seed}, N = {size}, {name}: {found}", file=sys.stderr)
             if label == first:
                 examples, dev = data(base, seed, few)
@@ -288,25 +301,28 @@ def main() -> None:
                 control.append(max(measure(base, wrong, seed)))
 
     def gap(others: Sequence[str], size: int, column: int, label: str = first) -> list[float]:
-        return [
-            mine[column]
-            - max(
-                results[label, other, size][row][column]
-                for other in others
-                if size in worlds[label].arms.get(other, ())
-            )
-            for row, mine in enumerate(results[label, PREFIXES[0], size])
-        ]
+        there = [other for other in others if size in worlds[label].arms.get(other, ())]
+        gaps = []
+        for row in range(len(lab.seeds)):
+            mine = min(PREFIXES, key=lambda name: judged[label, name, size][row])
+            best = max(results[label, other, size][row][column] for other in there)
+            gaps.append(results[label, mine, size][row][column] - best)
+        return gaps
 
     unseen, seen = gap(TUNED, few, 1), gap(TUNED, few, 0)
     lab.measured("unseen", unseen)
     lab.measured("seen", seen)
     lab.measured("most", [a - b for a, b in zip(unseen, seen, strict=True)])
     lab.measured("prompt", gap(["input prompt"], few, 1))
-    lab.measured("start", gap([PREFIXES[1]], few, 1))
+    real, random_start = (
+        [found[1] for found in results[first, f"MLP prefix, {start} start", few]]
+        for start in ("real", "random")
+    )
+    lab.measured("start", [a - b for a, b in zip(real, random_start, strict=True)])
     lab.measured("control", control)
     if not lab.quick:
         lab.measured("closes", gap(TUNED, many, 0))
+        lab.measured("extrapolates", gap(TUNED, many, 1))
         lab.measured("any", gap(TUNED, least, 1, second))
     for label, world in worlds.items():
         lab.table(
