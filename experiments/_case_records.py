@@ -21,7 +21,7 @@ TYPES = {"PERSON": 4, "LOC": 5, "ID": 6}
 WORDS = tuple(range(10, 50))
 POOLS = {"PERSON": range(50, 110), "LOC": range(110, 150), "ID": range(150, 190)}
 VOCAB = 190
-CLIENTS = 6
+CLIENTS = 24
 
 Entities = Mapping[str, int]
 Template = tuple[str | int, ...]
@@ -101,7 +101,7 @@ class Collection:
     fictional: Mapping[str, tuple[int, ...]]
 
     @classmethod
-    def of(cls, seed: int, records: int = 48) -> Collection:
+    def of(cls, seed: int, records: int = 192) -> Collection:
         draw = Random(seed)
         templates = [some_template(draw) for _ in range(3)]
         clients = {k: tuple(draw.sample(pool, CLIENTS)) for k, pool in POOLS.items()}

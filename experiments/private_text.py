@@ -1,9 +1,10 @@
 """Synthetic case records of people who do not exist: what leaks of those who do.
 
 `python -m experiments.private_text`; some minutes on one core. The world is
-`experiments/_case_records.py`. Six clients' forty-eight records train a prefix of eight
+`experiments/_case_records.py`. The 192 records of twenty-four clients train a prefix of eight
 positions, or stand in a prompt, three at a time; then records are written from fictional codes,
-drawn from everybody who is no client. All of them occur in the base model's corpus alike.
+drawn from everybody who is no client. (With six clients and 48 records, tried first on seeds 0 to
+4, plain codes were not learned: a third of a code's values were written.) All of them occur in the base model's corpus alike.
 
 - *no codes*: Prefix-Tuning on the documents alone;
 - *codes*: the same behind their codes;
@@ -147,11 +148,11 @@ def main() -> None:
         paper="arXiv 2509.25729",
         claim="Entity codes and masking let a prefix write like private records without naming "
         "anybody in them.",
-        seeds=(0, 1, 2, 3, 4),
+        seeds=(5, 6, 7, 8, 9),
     )
     torch.set_num_threads(1)
     expect(lab)
-    steps, fresh = (30, 10) if lab.quick else (200, 100)
+    steps, fresh = (30, 10) if lab.quick else (400, 100)
     draw = Random(2024)
     model = tiny_llama(VOCAB, layers=2, hidden=64, context=256, spread=0.1)
     loss = pretrain(
