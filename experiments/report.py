@@ -43,7 +43,21 @@ ROWS: dict[tuple[str, str], str] = {
 }
 """What the README shows of schedulers: an experiment's verdict by name, and what it calls it."""
 
-PREFIX_ROWS: dict[tuple[str, str], str] = {}
+PREFIX_ROWS: dict[tuple[str, str], str] = {
+    ("prefixes_mixed", "llama-125m_one"): "32 prefixes in one batch of 64, a Llama of 125M",
+    ("prefixes_mixed", "llama-125m_peft"): "32 prefixes in one batch of 64, a Llama of 125M",
+    ("author_prefixes", "none"): "Authors' prefixes on nano, held-out text",
+    ("author_prefixes", "text"): "Authors' prefixes on nano, held-out text",
+    ("prefix_tuning", "unseen"): "Prefix-Tuning, few examples",
+    ("prefix_tuning", "extrapolates"): "Prefix-Tuning, many examples",
+    ("prefix_e2e", "average"): "Prefix-Tuning on real tables (E2E), nats per token",
+    ("control_prefixes", "over-tokens"): "Control Prefixes, equal stored size",
+    ("prompt_gating", "gated"): "Prompt Gating",
+    ("comparative", "gain"): "Comparative prefixes",
+    ("private_text", "codes"): "Private synthetic text",
+    ("robust_prefix", "real"): "Robust Prefix-Tuning, SST-2",
+    ("ntk_attention", "useful"): "NTK-Attention",
+}
 """The same of learned prefixes."""
 
 BLOCKS = {"experiments": ROWS, "prefixes": PREFIX_ROWS}
