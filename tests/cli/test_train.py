@@ -204,3 +204,29 @@ def test_ctrl_c_keeps_a_checkpoint_and_says_how_to_go_on(run, tiny_model_dir, te
         Prefix.load(tmp_path / "run" / "prefix").identity
         == Prefix.load(tmp_path / "whole" / "prefix").identity
     )
+
+
+@pytest.mark.parametrize("setting", ["length=abc", "length=2.5", "hidden=-4", "init_ids=foo"])
+def test_a_setting_of_another_type_is_refused_by_name(
+    run, tiny_model_dir, texts, tmp_path, setting
+):
+    asked = ("train", "prefix", tiny_model_dir, texts, "--out", tmp_path / "run", "--set", setting)
+    ran = run(*asked, "--steps", 1)
+    assert ran.code == 2
+    assert setting.split("=")[0] in ran.err
+    assert "not expected" not in ran.err
+
+
+def test_a_directory_that_cannot_be_made_is_refused(run, tiny_model_dir, texts, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    for out in (tmp_path / "file", tmp_path / "file" / "below"):
+        ran = run("train", "prefix", tiny_model_dir, texts, "--out", out, *QUICK)
+        assert ran.code == 2
+        assert "take another one" in ran.err
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_the_line_that_serves_it_is_quoted(run, tiny_model_dir, texts, tmp_path):
+    out = tmp_path / "a run"
+    ran = run("train", "prefix", tiny_model_dir, texts, "--out", out, *QUICK)
+    assert f"--prefix 'mine={out}/prefix'" in ran.out

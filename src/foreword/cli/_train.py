@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -281,7 +282,8 @@ def _show(run: TrainRun, wanted: Settings) -> None:
     print_table(f"{wanted.method} on {wanted.model}", ("", "value"), rows)
     print(f"written: {wanted.out}/README.md says what")
     for name, path in list(run.prefixes.items())[:3]:
-        print(f"serve it: foreword serve {wanted.model} --prefix {name or 'mine'}={path}")
+        chosen = shlex.quote(f"{name or 'mine'}={path}")
+        print(f"serve it: foreword serve {shlex.quote(wanted.model)} --prefix {chosen}")
     if not run.prefixes:
         print(
             f"nothing static to serve; load it: load_method({str(wanted.out)!r} + '/method', ...)"

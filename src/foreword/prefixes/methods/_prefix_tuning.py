@@ -92,6 +92,8 @@ class PrefixTuning(Method):
         self.position_offset = length if position_offset is None else position_offset
         self.init, self.fit_steps, self.dropout = init, fit_steps, dropout
         self._init_ids = tuple(init_ids)
+        if not all(isinstance(token, int) for token in self._init_ids):
+            raise PrefixError(f"init_ids is {init_ids!r}: give token ids, as whole numbers")
         columns = shape.layers * 2 * shape.kv_heads * shape.head_dim
         self.first: Tensor
         self.register_buffer("first", torch.zeros(int(keep_first), columns))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from inspect import signature
 from typing import TYPE_CHECKING, Any
 
+from foreword._errors import ForewordError
 from foreword.prefixes._errors import PrefixError
 from foreword.prefixes.methods._comparative import ComparativePrefix
 from foreword.prefixes.methods._control import ControlPrefixes
@@ -45,6 +46,13 @@ def make_method(name: str, shape: PrefixShape, **settings: Any) -> Method:
     unknown = sorted(settings.keys() - set(known))
     if unknown:
         raise PrefixError(f"{name} has no setting {unknown[0]!r}; it has {', '.join(known)}")
-    made = method(shape, **settings)
+    try:
+        made = method(shape, **settings)
+    except ForewordError:
+        raise
+    except (TypeError, ValueError, RuntimeError) as error:
+        given = ", ".join(f"{key}={value!r}" for key, value in settings.items())
+        said = str(error).splitlines()[0]
+        raise PrefixError(f"{name} cannot be made with {given}: {said}") from error
     made.settings = dict(settings)
     return made

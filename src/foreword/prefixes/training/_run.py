@@ -69,7 +69,8 @@ def train_run(
         sources: what the card says of the data: `use`, `path`, `sha256`, `examples`, `tokens`.
 
     Raises:
-        TrainingError: as `train`; or `out` holds a run already and `resume` is false.
+        TrainingError: as `train`; or `out` holds a run already and `resume` is false, or it
+            is no directory and none can be made there.
         OSError: `out` cannot be written.
     """
     folder = Path(out)
@@ -77,7 +78,12 @@ def train_run(
         raise TrainingError(
             f"{folder} holds a run already: go on with it (resume), or take another directory"
         )
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TrainingError(
+            f"cannot make the directory {str(folder)!r}: {error.strerror}; take another one"
+        ) from error
     result = train(
         model,
         method,
