@@ -136,7 +136,9 @@ def test_what_cannot_be_loaded(client: TestClient, place: Path, llm: AsyncLLM) -
 
 @pytest.mark.parametrize("name", ["", "a/b", "..", "-a", "a b", "x" * 65, "a\n"])
 def test_names_that_are_none(client: TestClient, name: str) -> None:
-    assert load(client, name, "legal").status_code == 400
+    answer = load(client, name, "legal")
+    assert answer.status_code == 400
+    assert "must have up to 64 letters" in answer.json()["error"]["message"]
 
 
 def test_a_name_that_is_taken(client: TestClient) -> None:

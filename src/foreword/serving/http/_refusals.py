@@ -149,6 +149,8 @@ def _refusal(error: ValidationError) -> ApiError:
             code="unsupported_value",
         )
     rule = _RULES.get(kind)
+    if kind == "string_pattern_mismatch" and param == "name":
+        rule = "have up to 64 letters, digits, '.', '_' and '-', beginning with a letter or digit"
     said = rule.format(**first.get("ctx", {})) if rule else first["msg"]
     return ApiError(
         400, f"{param} must {said}, got {_short(given)}", param=param, code="invalid_value"
