@@ -22,7 +22,7 @@ class TrainConfig:
         steps: updates of the parameters.
         batch_size: examples per forward pass.
         accumulate: forward passes per update; together they count as one batch.
-        lr: peak learning rate. Direct prefixes want 5e-3 to 5e-2, an MLP 1e-3 to 3e-3.
+        lr: peak learning rate. Direct prefixes want 1e-2 to 3e-1, an MLP 1e-3 to 3e-2.
         warmup: share of the steps in which the rate rises from 0.
         schedule: what follows: "linear" (to 0), "cosine" (to 0) or "constant".
         weight_decay: of AdamW.
