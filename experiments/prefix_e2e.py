@@ -167,7 +167,7 @@ def write(made: Trained, tables: Sequence[Table], tokenizer: Tokenizer) -> list[
     if made.method is not None:
         name = "e2e"
         llm.load_prefix(name, made.method.export(made.model)[""])
-    params = SamplingParams(max_tokens=ANSWER, stop="\n")
+    params = SamplingParams(max_tokens=ANSWER, stop=("\n",))
     prompts = [list(table.prompt) for table in tables]
     return [result.text for result in llm.generate(prompts, params, prefix=name)]
 
