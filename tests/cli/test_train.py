@@ -197,7 +197,9 @@ def test_ctrl_c_keeps_a_checkpoint_and_says_how_to_go_on(run, tiny_model_dir, te
     refused = run(*words, tmp_path / "run")
     assert (refused.code, "holds a run already" in refused.err) == (2, True)
     resumed = run(*words, tmp_path / "run", "--resume", "--json").json
-    whole = run(*words, tmp_path / "whole", "--json").json
+    fresh = run(*words, tmp_path / "whole", "--resume", "--json")
+    assert "whole has no checkpoint: this run begins at step 1" in fresh.err
+    whole = fresh.json
     assert (resumed["resumed_from"], whole["resumed_from"]) == (3, 0)
     assert resumed["last_loss"] == whole["last_loss"]
     assert (

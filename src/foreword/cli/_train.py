@@ -197,6 +197,8 @@ def _run(wanted: Settings, *, resume: bool, threads: int | None, quiet: bool) ->
             examples, held = truncate(examples, fits), truncate(held, fits)
     about = f"{len(examples)} examples, {len(held)} to judge by; {made.trained:,} numbers to train"
     note(about, quiet=quiet)
+    if resume and not any(wanted.out.glob("checkpoint-*")):
+        note(f"{wanted.out} has no checkpoint: this run begins at step 1", quiet=quiet)
     with TrainDisplay(quiet=quiet) as display, stop_on_interrupt() as stopped:
         return train_run(
             model,

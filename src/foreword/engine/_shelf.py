@@ -165,8 +165,9 @@ class Shelf:
         with self._lock:
             (volume,) = self.find((name,))
             if volume.users and not drain:
+                count = "1 request" if volume.users == 1 else f"{volume.users} requests"
                 raise ParameterError(
-                    f"prefix {name!r} is in use by {volume.users} requests: wait for them, or "
+                    f"prefix {name!r} is in use by {count}: wait, or "
                     "unload it with drain=True, which takes no new ones"
                 )
             del self._by_name[name]

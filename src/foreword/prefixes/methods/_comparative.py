@@ -182,7 +182,10 @@ def _rejected(example: Example) -> Example:
         PrefixError: none there, its prompt is another, or either has no completion.
     """
     ids = tuple(example.fields.get("rejected", ()))
-    way_out = 'give fields["rejected"] the ids of the prompt and the worse completion'
+    way_out = (
+        'a record is {"prompt", "chosen", "rejected"}; in Python fields["rejected"] has the ids of '
+        "the prompt and the worse completion"
+    )
     if not ids:
         raise PrefixError(f"an example has no worse text to compare with: {way_out}")
     if ids[: example.prompt] != tuple(example.ids[: example.prompt]):

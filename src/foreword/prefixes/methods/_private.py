@@ -141,7 +141,8 @@ def _marks(example: Example) -> list[bool]:
     if marks is None or len(marks) != len(example.ids):
         raise PrefixError(
             f"an example of {len(example.ids)} ids has {len(marks or ())} in "
-            'fields["private"]: give a bool for each, or use private_example'
+            'fields["private"]: a record says with "private" which of its texts are; in Python '
+            "give a bool for each id, or use private_example"
         )
     return [bool(mark) for mark in marks]
 
