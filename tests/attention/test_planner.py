@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -43,7 +44,10 @@ def test_folding_changes_items_but_not_what_is_seen(forest: Forest) -> None:
     always = plan(forest.spans, forest.rows, group=10**6)
     for row in range(forest.rows):
         assert set(seldom.visible(row).tolist()) == set(always.visible(row).tolist())
-    assert always.partials <= seldom.partials
+    # Not less and less with the group: one fold may take the place of another.
+    with patch("foreword.attention._planner._fold"):
+        never = plan(forest.spans, forest.rows, group=1)
+    assert max(seldom.partials, always.partials) <= never.partials
 
 
 @settings(max_examples=200, deadline=None)
