@@ -44,8 +44,8 @@ ROWS: dict[tuple[str, str], str] = {
 """What the README shows of schedulers: an experiment's verdict by name, and what it calls it."""
 
 PREFIX_ROWS: dict[tuple[str, str], str] = {
-    ("prefixes_mixed", "llama-125m_one"): "32 prefixes in one batch of 64, a Llama of 125M",
-    ("prefixes_mixed", "llama-125m_peft"): "32 prefixes in one batch of 64, a Llama of 125M",
+    ("prefixes_mixed", "llama-125m_one"): "32 prefixes in one batch of 64",
+    ("prefixes_mixed", "llama-125m_peft"): "32 prefixes in one batch of 64",
     ("author_prefixes", "none"): "Authors' prefixes on nano, held-out text",
     ("author_prefixes", "text"): "Authors' prefixes on nano, held-out text",
     ("prefix_tuning", "unseen"): "Prefix-Tuning, few examples",
@@ -210,7 +210,12 @@ def load_speeds(directory: Path = SPEEDS) -> list[dict[str, Any]]:
             for verdict in result["verdicts"]
         ]
         name = path.stem.replace("-", "_")
-        found.append({**result, "experiment": name, "verdicts": verdicts})
+        tables = {
+            title: rows
+            for title, rows in result["facts"].items()
+            if isinstance(rows, list) and isinstance(rows[0], dict)
+        }
+        found.append({**result, "experiment": name, "verdicts": verdicts, "tables": tables})
     return found
 
 

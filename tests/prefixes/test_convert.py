@@ -114,7 +114,7 @@ def test_a_pickle_that_would_run_code_is_refused(tmp_path, zipped):
         torch.save({"0": torch.ones(1), "1": Evil(target)}, file)
     else:
         file.write_bytes(pickle.dumps({"0": Evil(target)}, protocol=2))
-    with pytest.raises(PrefixError, match="pickle of more than tensors, which would run code$"):
+    with pytest.raises(PrefixError, match=r"pickle of more than tensors, which would run code$"):
         convert("sven", file)
     assert not target.exists()
     pickle.loads(pickle.dumps(Evil(target)))  # the trap does work
