@@ -4,8 +4,7 @@
 `experiments/_case_records.py`. The 192 records of twenty-four clients train a prefix of eight
 positions, or stand in a prompt, three at a time; then records are written from fictional codes,
 drawn from everybody who is no client. All of them occur in the base model's corpus alike. (With
-six clients and 48 records, tried first on seeds 0 to 4, plain codes were not learned: a third of a
-code's values were written.)
+six clients and 48 records, tried first on seeds 0 to 4, plain codes were not learned.)
 
 - *no codes*: Prefix-Tuning on the documents alone;
 - *codes*: the same behind their codes;

@@ -85,7 +85,7 @@ class ComparativePrefix(PrefixTuning):
     and the worse completion.
 
     Args:
-        shape, length, hidden, width, init_ids, position_offset: as in `PrefixTuning`.
+        shape, prefix: as in `PrefixTuning`, whose settings it takes all.
         rank: alpha, weight of the ranking loss.
         kl: beta, weight of the divergence from the base model; 0 spares its forward pass.
         form: of the ranking loss, "hinge" or "logistic".
@@ -108,26 +108,15 @@ class ComparativePrefix(PrefixTuning):
         self,
         shape: PrefixShape,
         *,
-        length: int = 16,
-        hidden: int = 0,
-        width: int = 256,
-        init_ids: Sequence[int] = (),
-        position_offset: int | None = None,
         rank: float = 1.0,
         kl: float = 1.0,
         form: str = "hinge",
         margin: float = 1.0,
         normalised: bool = True,
         tokens: str = "changed",
+        **prefix: Any,
     ) -> None:
-        super().__init__(
-            shape,
-            length=length,
-            hidden=hidden,
-            width=width,
-            init_ids=init_ids,
-            position_offset=position_offset,
-        )
+        super().__init__(shape, **prefix)
         for setting, weight in (("rank", rank), ("kl", kl)):
             if not weight >= 0:
                 raise PrefixError(f"{setting} is {weight}: a weight is 0 or more")

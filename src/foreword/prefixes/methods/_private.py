@@ -58,8 +58,8 @@ class PrivateText(PrefixTuning):
     document the completion, and `fields["private"]` says of each id whether it is private.
 
     Args:
-        shape, length, hidden, width, init_ids, position_offset: as in `PrefixTuning`; the paper
-            took 20 positions and an MLP.
+        shape, length, prefix: as in `PrefixTuning`, whose settings it takes all; the paper took 20
+            positions and an MLP.
         lm, contrast, kl: lambda_1 to lambda_3. With `contrast` and `kl` at 0 this is Prefix-Tuning
             on codes, and the base model is not run.
         sign: of L_contr: "paper" lifts private tokens above the base model, "reversed" holds them
@@ -77,23 +77,13 @@ class PrivateText(PrefixTuning):
         shape: PrefixShape,
         *,
         length: int = 20,
-        hidden: int = 0,
-        width: int = 256,
-        init_ids: Sequence[int] = (),
-        position_offset: int | None = None,
         lm: float = 1.0,
         contrast: float = 1.0,
         kl: float = 1.0,
         sign: str = "paper",
+        **prefix: Any,
     ) -> None:
-        super().__init__(
-            shape,
-            length=length,
-            hidden=hidden,
-            width=width,
-            init_ids=init_ids,
-            position_offset=position_offset,
-        )
+        super().__init__(shape, length=length, **prefix)
         for setting, weight in (("lm", lm), ("contrast", contrast), ("kl", kl)):
             if not weight >= 0:
                 raise PrefixError(f"{setting} is {weight}: a weight is 0 or more")

@@ -42,7 +42,7 @@ def make_method(name: str, shape: PrefixShape, **settings: Any) -> Method:
     method = METHODS.get(name)
     if method is None:
         raise PrefixError(f"no method is called {name!r}; there are {', '.join(METHODS)}")
-    known = [key for key in signature(method).parameters if key != "shape"]
+    known = _settings(method)
     unknown = sorted(settings.keys() - set(known))
     if unknown:
         raise PrefixError(f"{name} has no setting {unknown[0]!r}; it has {', '.join(known)}")
@@ -56,3 +56,14 @@ def make_method(name: str, shape: PrefixShape, **settings: Any) -> Method:
         raise PrefixError(f"{name} cannot be made with {given}: {said}") from error
     made.settings = dict(settings)
     return made
+
+
+def _settings(method: type[Method]) -> list[str]:
+    """Names of a method's settings, with those that it hands on to the method it extends."""
+    known: list[str] = []
+    for kind in method.__mro__:
+        parameters = signature(kind).parameters.values()
+        known += [each.name for each in parameters if each.kind is each.KEYWORD_ONLY]
+        if not any(each.kind is each.VAR_KEYWORD for each in parameters):
+            break
+    return list(dict.fromkeys(known))

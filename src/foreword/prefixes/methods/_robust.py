@@ -58,8 +58,7 @@ class RobustPrefix(PrefixTuning):
         length: positions; the paper took 10.
         layers: bottom blocks whose incoming states count; the paper took 3. At least 2, for the
             first block's are embeddings, which no prefix moves.
-        hidden, width, init, init_ids, fit_steps, keep_first, dropout, position_offset: as for
-            `PrefixTuning`.
+        prefix: further settings of `PrefixTuning`.
 
     Raises:
         PrefixError: what `PrefixTuning` refuses, or layers below 2 or more than the model's.
@@ -74,27 +73,9 @@ class RobustPrefix(PrefixTuning):
         *,
         length: int = 10,
         layers: int = 3,
-        hidden: int = 0,
-        width: int = 256,
-        init: str = "text",
-        init_ids: Sequence[int] = (),
-        fit_steps: int = 0,
-        keep_first: bool = False,
-        dropout: float = 0.0,
-        position_offset: int | None = None,
+        **prefix: Any,
     ) -> None:
-        super().__init__(
-            shape,
-            length=length,
-            hidden=hidden,
-            width=width,
-            init=init,
-            init_ids=init_ids,
-            fit_steps=fit_steps,
-            keep_first=keep_first,
-            dropout=dropout,
-            position_offset=position_offset,
-        )
+        super().__init__(shape, length=length, **prefix)
         if not 2 <= layers <= shape.layers:
             raise PrefixError(f"layers is {layers}: give 2 to {shape.layers}, the model's number")
         self.layers = layers
