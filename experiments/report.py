@@ -23,8 +23,9 @@ SHOWN = 2
 
 PAGE = ROOT / "docs" / "experiments.md"
 README = ROOT / "README.md"
-PAGES = (ROOT / "docs" / "prefixes", ROOT / "docs" / "howto")
+PAGES = tuple(ROOT / "docs" / name for name in ("prefixes", "training", "howto"))
 SPEEDS = ROOT / "benchmarks" / "results"
+SPEED_FILES = ("prefixes-*.json", "training-*.json")
 START, END = "<!-- {}:start -->", "<!-- {}:end -->"
 _EMBEDDED = re.compile(r"<!-- result:(\w+):start -->.*?<!-- result:\1:end -->", re.DOTALL)
 ROWS: dict[tuple[str, str], str] = {
@@ -60,7 +61,10 @@ PREFIX_ROWS: dict[tuple[str, str], str] = {
 }
 """The same of learned prefixes."""
 
-BLOCKS = {"experiments": ROWS, "prefixes": PREFIX_ROWS}
+TRAINING_ROWS: dict[tuple[str, str], str] = {}
+"""The same of training with shared prefixes."""
+
+BLOCKS = {"experiments": ROWS, "prefixes": PREFIX_ROWS, "training": TRAINING_ROWS}
 """The README's tables by the name of their marks."""
 
 HEAD = """\
@@ -196,9 +200,9 @@ def load_results(directory: Path = RESULTS) -> list[dict[str, Any]]:
 
 
 def load_speeds(directory: Path = SPEEDS) -> list[dict[str, Any]]:
-    """What was measured of learned prefixes' speed, in the form of an experiment's results."""
+    """What was measured of speed, in the form of an experiment's results."""
     found = []
-    for path in sorted(directory.glob("prefixes-*.json")):
+    for path in sorted(path for form in SPEED_FILES for path in directory.glob(form)):
         result = json.loads(path.read_text(encoding="utf-8"))
         verdicts = [
             {
