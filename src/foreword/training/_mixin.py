@@ -38,3 +38,8 @@ class SharesPrefixes:
         loss: Tensor = super().training_step(*args, **kwargs)  # type: ignore[misc]
         self._log_sharing("train")
         return loss
+
+    def prediction_step(self, *args: Any, **kwargs: Any) -> Any:
+        result = super().prediction_step(*args, **kwargs)  # type: ignore[misc]
+        self._log_sharing("eval")
+        return result

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from foreword.training._dpo import SharesReference
 from foreword.training._errors import SharingError
 from foreword.training._groups import KeepsGroups
 from foreword.training._mixin import SharesPrefixes
@@ -21,5 +22,5 @@ class SharedPrefixRLOOTrainer(TakesRollouts, KeepsGroups, SharesPrefixes, RLOOTr
     """TRL's `RLOOTrainer`; every prompt is computed once for all of its completions."""
 
 
-class SharedPrefixDPOTrainer(SharesPrefixes, DPOTrainer):
+class SharedPrefixDPOTrainer(SharesReference, SharesPrefixes, DPOTrainer):
     """TRL's `DPOTrainer`; the prompt of a pair is computed once for both answers."""
