@@ -12,11 +12,14 @@ from typing import TYPE_CHECKING, Any
 from foreword.training._attention import forest_attention
 from foreword.training._errors import SharingError
 from foreword.training._forest import Forest, Packed, Segment, pack
+from foreword.training._gsm8k import read_gsm8k
 from foreword.training._log_probs import token_log_probs
 from foreword.training._model import attach
 from foreword.training._share import SharedForward, Sharing, Tally, share_prefixes
 
 if TYPE_CHECKING:
+    from foreword.training._prefix_rft import PrefixRFTTrainer
+    from foreword.training._prefix_rft_config import PrefixRFTConfig
     from foreword.training._trainers import (
         SharedPrefixDPOTrainer,
         SharedPrefixGRPOTrainer,
@@ -26,6 +29,8 @@ if TYPE_CHECKING:
 __all__ = [
     "Forest",
     "Packed",
+    "PrefixRFTConfig",
+    "PrefixRFTTrainer",
     "Segment",
     "SharedForward",
     "SharedPrefixDPOTrainer",
@@ -37,11 +42,14 @@ __all__ = [
     "attach",
     "forest_attention",
     "pack",
+    "read_gsm8k",
     "share_prefixes",
     "token_log_probs",
 ]
 
 _NEED_TRL = {
+    "PrefixRFTConfig": "foreword.training._prefix_rft_config",
+    "PrefixRFTTrainer": "foreword.training._prefix_rft",
     "SharedPrefixDPOTrainer": "foreword.training._trainers",
     "SharedPrefixGRPOTrainer": "foreword.training._trainers",
     "SharedPrefixRLOOTrainer": "foreword.training._trainers",
