@@ -34,7 +34,7 @@ def forward(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> tupl
             q, k, v, 0.0, causal, False, scale=scale
         )
         return out, lse
-    return _forward(q, k, v, causal, scale)
+    return math_forward(q, k, v, causal, scale)
 
 
 def backward(
@@ -74,7 +74,7 @@ def backward(
             scale=scale,
         )
         return dq, dk, dv
-    return _backward(grad, q, k, v, out, lse, causal, scale)
+    return math_backward(grad, q, k, v, out, lse, causal, scale)
 
 
 def _has_flash(q: Tensor) -> bool:
@@ -86,22 +86,16 @@ def _has_flash(q: Tensor) -> bool:
     )
 
 
-def _scores(q: Tensor, k: Tensor, causal: bool, scale: float) -> Tensor:
-    scores = (q @ k.transpose(-1, -2)).to(torch.promote_types(q.dtype, torch.float32)) * scale
-    if causal:
-        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
-        scores.masked_fill_(mask, -torch.inf)
-    return scores
-
-
-def _forward(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
-    """The equations as they stand, for devices and formats without a kernel: N x M memory."""
+def math_forward(
+    q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float
+) -> tuple[Tensor, Tensor]:
+    """`forward` as its equations stand, for devices and formats without a kernel: M x N memory."""
     scores = _scores(q, k, causal, scale)
     lse = torch.logsumexp(scores, -1)
     return torch.exp(scores - lse[..., None]).to(v.dtype) @ v, lse
 
 
-def _backward(
+def math_backward(
     grad: Tensor,
     q: Tensor,
     k: Tensor,
@@ -111,9 +105,18 @@ def _backward(
     causal: bool,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """`backward` as its equations stand: M x N memory."""
     weight = torch.exp(_scores(q, k, causal, scale) - lse[..., None])
     wide = grad.to(weight.dtype)
     delta = (wide * out).sum(-1, keepdim=True)
-    inner = (weight * (wide @ v.to(weight.dtype).transpose(-1, -2) - delta)).to(q.dtype) * scale
-    dv = weight.to(grad.dtype).transpose(-1, -2) @ grad
-    return inner @ k, inner.transpose(-1, -2) @ q, dv
+    inner = weight * (wide @ v.to(weight.dtype).transpose(-1, -2) - delta) * scale
+    inner, weight = inner.to(q.dtype), weight.to(q.dtype)
+    return inner @ k, inner.transpose(-1, -2) @ q, weight.transpose(-1, -2) @ grad
+
+
+def _scores(q: Tensor, k: Tensor, causal: bool, scale: float) -> Tensor:
+    scores = (q @ k.transpose(-1, -2)).to(torch.promote_types(q.dtype, torch.float32)) * scale
+    if causal:
+        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
+        scores.masked_fill_(mask, -torch.inf)
+    return scores
