@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-# Deprecations that transformers, TRL, PEFT and accelerate raise on themselves, and what they say to a
-# user of a CPU. None of them can be acted on here.
+# Deprecations that transformers, TRL, PEFT and accelerate raise on themselves, and what they say to
+# a user of a CPU. None of them can be acted on here.
 _NOT_OURS = (
     ("ignore", r"`\w*gradient_checkpointing\w*` is deprecated", FutureWarning),
     ("ignore", r"'pin_memory' argument is set as true but no accelerator is found", UserWarning),
@@ -102,7 +102,7 @@ def prompts() -> Any:
 
 @pytest.fixture
 def trainer_settings(tmp_path: Path) -> dict[str, Any]:
-    """What any TRL config needs to stay small, silent and offline. Add to it what a test is about."""
+    """What any TRL config needs to stay small, silent and offline. A test adds its own."""
     return {
         "output_dir": str(tmp_path / "out"),
         "use_cpu": True,

@@ -1,26 +1,30 @@
 """Any trainer that asks a model for log-probabilities of padded rows gets shared prefixes.
 
-TRL's trainers call ``model(input_ids, attention_mask, labels, fused_lm_head=True)`` with rows padded
-to a rectangle and read log-probabilities, entropies and the like for each of them. `share_prefixes`
-stands in that call: it finds what the rows share, runs one packed row instead, and hands back the
-rectangle. Where sharing would not pay, the call goes through as it came.
+TRL's trainers call ``model(input_ids, attention_mask, labels, fused_lm_head=True)`` with rows
+padded to a rectangle and read log-probabilities, entropies and the like for each of them.
+`share_prefixes` stands in that call: it finds what the rows share, runs one packed row instead, and
+hands back the rectangle. Where sharing would not pay, the call goes through as it came.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+import warnings
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from foreword.training._check import compare, compute_dtype
+from foreword.training._errors import SharingError
 from foreword.training._forest import Packed, pack
 from foreword.training._model import attach, base_model, inputs
+from foreword.training._rectangle import IGNORED, Rectangle
+from foreword.training._tally import ALONE, LITTLE, Patience, Tally
 
-IGNORED = -100
 _PER_TOKEN = ("log_probs", "entropy", "log_sum_sq_probs", "mean_logits", "is_top1")
 _KNOWN = {"input_ids", "attention_mask", "labels", "num_items_in_batch", "use_cache", "return_dict"}
 
@@ -32,126 +36,142 @@ class Sharing:
     Args:
         min_run: shorter runs of common tokens are not worth a segment.
         min_gain: a batch is computed packed if that is so many times fewer tokens; else as it came.
-        self_check: compare the first packed call with the plain one, and stop if they differ.
+            Padding counts as tokens: the plain call computes it.
+        self_check: compare the first packed call of a model with the plain one, without gradients,
+            and stop if they differ. Costs one forward pass.
+
+    Raises:
+        SharingError: a setting is out of its range.
     """
 
     min_run: int = 16
     min_gain: float = 1.05
     self_check: bool = True
 
-
-@dataclass
-class Tally:
-    """What has been computed so far; reset by whoever reads it."""
-
-    calls: int = 0
-    shared_calls: int = 0
-    repeated_tokens: int = 0
-    computed_tokens: int = 0
-    plan_seconds: float = 0.0
-    reasons: dict[str, int] = field(default_factory=dict)
-
-    @property
-    def saved_tokens(self) -> int:
-        return self.repeated_tokens - self.computed_tokens
+    def __post_init__(self) -> None:
+        if self.min_run < 1:
+            raise SharingError(f"min_run is {self.min_run}: a segment has at least one token")
+        if not self.min_gain >= 0 or math.isnan(self.min_gain):
+            raise SharingError(f"min_gain is {self.min_gain}: it is a ratio of tokens, 0 or more")
 
 
 class SharedForward:
-    """The `forward` of a model whose padded calls share prefixes. Made by `share_prefixes`."""
+    """The `forward` of a model whose padded calls share prefixes. Made by `share_prefixes`.
+
+    Attributes:
+        sharing: how; may be replaced at any time.
+        tally: counts of the calls with a fused head; may be another's, to count together.
+    """
 
     def __init__(self, model: Any, sharing: Sharing) -> None:
+        functools.update_wrapper(self, model.forward)  # generate() and TRL read its signature
         self.sharing = sharing
         self.tally = Tally()
+        self._model = model
         self._plain = model.forward
-        functools.update_wrapper(self, model.forward)
+        self._patience = Patience()
+        self._checked = False
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if not kwargs.get("fused_lm_head"):
             return self._plain(*args, **kwargs)
-        unknown = {k for k, v in kwargs.items() if v is not None} - _KNOWN - {"fused_lm_head"}
-        if args or unknown:
-            return self._as_it_came(kwargs, args, f"arguments {sorted(unknown)}")
+        reason = _foreign(args, kwargs)
+        if reason is not None:
+            return self._as_it_came(args, kwargs, reason)
         began = time.perf_counter()
-        ids, mask, labels = kwargs["input_ids"], kwargs["attention_mask"], kwargs["labels"]
-        rectangle = _Rectangle(ids, mask, labels)
-        if not rectangle.contiguous:
-            return self._as_it_came(kwargs, args, "padding inside a row")
+        ids, labels = kwargs["input_ids"], kwargs["labels"]
+        rectangle = Rectangle(ids, kwargs.get("attention_mask"), labels)
+        if rectangle.reason is not None:
+            return self._as_it_came(args, kwargs, rectangle.reason)
         packed = pack(rectangle.rows, min_run=self.sharing.min_run)
         self.tally.plan_seconds += time.perf_counter() - began
-        if not packed.forest.tokens or ids.numel() < self.sharing.min_gain * packed.forest.tokens:
-            return self._as_it_came(kwargs, args, "too little to share")
-        self.tally.calls += 1
-        self.tally.shared_calls += 1
-        self.tally.repeated_tokens += ids.numel()
-        self.tally.computed_tokens += packed.forest.tokens
-        return self._packed(kwargs, rectangle, packed)
+        if not packed.saved:
+            return self._as_it_came(args, kwargs, ALONE)
+        if ids.numel() < self.sharing.min_gain * packed.forest.tokens:
+            return self._as_it_came(args, kwargs, LITTLE)
+        self._patience.shared()
+        self.tally.shared(ids.numel(), packed.forest.tokens)
+        began = time.perf_counter()
+        result = self._packed(kwargs, rectangle, packed)
+        self.tally.forward_seconds += time.perf_counter() - began
+        if self.sharing.self_check and not self._checked:
+            self._check(kwargs, result)
+        return result
 
-    def _as_it_came(self, kwargs: dict[str, Any], args: tuple[Any, ...], reason: str) -> Any:
-        self.tally.calls += 1
-        tokens = kwargs["input_ids"].numel() if kwargs.get("input_ids") is not None else 0
-        self.tally.repeated_tokens += tokens
-        self.tally.computed_tokens += tokens
-        self.tally.reasons[reason] = self.tally.reasons.get(reason, 0) + 1
+    def _as_it_came(self, args: tuple[Any, ...], kwargs: dict[str, Any], reason: str) -> Any:
+        ids = kwargs.get("input_ids")
+        self.tally.plain(ids.numel() if isinstance(ids, Tensor) else 0, reason)
+        self._patience.plain(reason)
         return self._plain(*args, **kwargs)
 
-    def _packed(self, kwargs: dict[str, Any], rectangle: _Rectangle, packed: Packed) -> Any:
-        labels = kwargs["labels"]
-        places, targets = rectangle.wanted(packed)
-        following = torch.full((packed.forest.tokens,), IGNORED, device=labels.device)
-        following[places] = torch.tensor(packed.following, device=labels.device)[places]
+    def _packed(self, kwargs: dict[str, Any], rectangle: Rectangle, packed: Packed) -> Any:
+        device = kwargs["input_ids"].device
+        places, targets = rectangle.predictions(packed)
+        following = torch.full((packed.forest.tokens,), IGNORED)
+        following[places] = torch.tensor(packed.following)[places]
         result = self._plain(
-            **inputs(packed, labels.device), shift_labels=following[None], fused_lm_head=True
+            **inputs(packed, device), shift_labels=following[None].to(device), fused_lm_head=True
         )
-        shape = labels[:, 1:].shape
+        device = result.log_probs.device  # of the head, if the model is split over devices
+        places, targets = places.to(device), targets.to(device)
+        mask = rectangle.wanted.to(device)
         fields: dict[str, Any] = {}
         for name in _PER_TOKEN:
             value = getattr(result, name, None)
-            fields[name] = None if value is None else _unpack(value[0], places, targets, shape)
-        mask = labels[:, 1:] != IGNORED
+            fields[name] = None if value is None else _unpack(value[0], places, targets, mask.shape)
         items = kwargs.get("num_items_in_batch")
         count = mask.sum().clamp(min=1) if items is None else items
         return type(result)(loss=-fields["log_probs"].sum() / count, label_mask=mask, **fields)
 
-
-class _Rectangle:
-    """Padded rows as lists of tokens, and which of them are wanted."""
-
-    def __init__(self, ids: Tensor, mask: Tensor, labels: Tensor) -> None:
-        self._labels = labels
-        there = mask.bool()
-        lengths = there.sum(1)
-        self._first = there.int().argmax(1)
-        last = there.shape[1] - there.flip(1).int().argmax(1)
-        self.contiguous = bool(((last - self._first == lengths) | (lengths == 0)).all())
-        self.rows = [row[keep].tolist() for row, keep in zip(ids.cpu(), there.cpu(), strict=True)]
-
-    def wanted(self, packed: Packed) -> tuple[Tensor, Tensor]:
-        """For every label: its place in the packed row, and in the flat rectangle of labels."""
-        device, width = self._labels.device, self._labels.shape[1] - 1
-        rows, columns = (self._labels[:, 1:] != IGNORED).nonzero(as_tuple=True)
-        longest = max((len(row) - 1 for row in self.rows), default=0)
-        table = torch.zeros(len(self.rows), max(longest, 1), dtype=torch.long)
-        for index in range(len(self.rows)):
-            places = packed.places(index)
-            table[index, : len(places)] = torch.tensor(places, dtype=torch.long)
-        places = table.to(device)[rows, columns - self._first[rows]]
-        return places, rows * width + columns
+    def _check(self, kwargs: dict[str, Any], result: Any) -> None:
+        # Behind the packed call: within autocast, weights cast without gradients would be kept.
+        with torch.no_grad(), warnings.catch_warnings():
+            # Reentrant checkpointing says so of any call without gradients.
+            warnings.filterwarnings("ignore", "None of the inputs have requires_grad")
+            plain = self._plain(**kwargs)
+        dtype = compute_dtype(self._model, kwargs["input_ids"].device)
+        gap = compare(result, plain, result.label_mask, kwargs["input_ids"], dtype)
+        self.tally.checked(gap)
+        self._checked = True
 
 
-def _unpack(value: Tensor, places: Tensor, targets: Tensor, shape: Iterable[int]) -> Tensor:
-    flat = value.new_zeros(torch.Size(shape).numel())
-    return flat.index_copy(0, targets, value[places]).view(torch.Size(shape))
+def _foreign(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
+    """Why a call is not one that can be packed, or None."""
+    if args:
+        return "positional arguments"
+    given = {k for k, v in kwargs.items() if v is not None and v is not False}
+    unknown = given - _KNOWN - {"fused_lm_head"}
+    if unknown:
+        return f"arguments {', '.join(sorted(unknown))}"
+    missing = {"input_ids", "labels"} - given
+    return f"no {', '.join(sorted(missing))}" if missing else None
+
+
+def _unpack(value: Tensor, places: Tensor, targets: Tensor, shape: torch.Size) -> Tensor:
+    flat = value.new_zeros(shape.numel())
+    return flat.index_copy(0, targets, value[places]).view(shape)
 
 
 def share_prefixes(model: Any, sharing: Sharing | None = None) -> SharedForward:
-    """Let a model that TRL prepared share prefixes in every padded call. See the module's words.
+    """Let a model that TRL prepared share prefixes in every padded call.
 
-    Mutates the model: its attention and its forward are replaced for good.
+    Calls without ``fused_lm_head`` (generation among them) go through untouched. Called again on
+    the same model, it hands back what stands there, with the new `sharing`.
+
+    Mutates the model: its attention and its forward are replaced for good; weights, `state_dict`
+    and `save_pretrained` are not touched, and a deep copy shares prefixes on its own.
+
+    Args:
+        model: a transformers model or a PEFT model, whose forward TRL gave a fused head.
 
     Raises:
         SharingError: as `attach`.
     """
     base = base_model(model)
+    if isinstance(base.forward, SharedForward):
+        if sharing is not None:
+            base.forward.sharing = sharing
+        return base.forward
     attach(base)
     shared = SharedForward(base, sharing or Sharing())
     base.forward = shared
