@@ -15,7 +15,8 @@ from foreword.training._forest import Forest, Packed, Segment, pack
 from foreword.training._gsm8k import read_gsm8k
 from foreword.training._log_probs import token_log_probs
 from foreword.training._model import attach
-from foreword.training._share import SharedForward, Sharing, Tally, share_prefixes
+from foreword.training._share import SharedForward, Sharing, share_prefixes
+from foreword.training._tally import Tally
 
 if TYPE_CHECKING:
     from foreword.training._prefix_rft import PrefixRFTTrainer
