@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from foreword.engine._sequence import Request
     from foreword.engine._stats import PrefixStats
     from foreword.engine._volume import PrefixInfo
-    from foreword.models import LoadedModel, Tokenizer
+    from foreword.models import LoadedModel, Tokenizer, Weights
     from foreword.prefixes import Prefix
 
 
@@ -280,6 +280,16 @@ class AsyncLLM:
         """
         saved = await asyncio.to_thread(read_file, path)
         return await self.run(lambda engine: engine.restore_pin(saved, salt=salt))
+
+    async def update_weights(self, source: Weights) -> None:
+        """As `LLM.update_weights`; calls that come meanwhile wait, and get the new weights.
+
+        Raises:
+            ModelError: missing, unknown or misshapen tensors, or another architecture.
+            ParameterError: requests are running or in line, or learned prefixes are loaded.
+        """
+        for pin in await self.run(lambda engine: engine.update_weights(source)):
+            await self.pin(pin.name, list(pin.tokens), public=pin.public, salt=pin.salt)
 
     def close(self) -> None:
         """Abort what runs and end the thread; closing twice does nothing."""

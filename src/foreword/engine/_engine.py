@@ -31,6 +31,7 @@ from foreword.engine._sequence import Request, Sequence
 from foreword.engine._shelf import Shelf
 from foreword.engine._shelving import Shelving
 from foreword.engine._text import TextStream
+from foreword.engine._updating import Updating
 from foreword.engine._walls import TOKEN_MASK, Ground, mark
 from foreword.models import GraphedModel, PackedStep
 from foreword.prefixes import PrefixError
@@ -50,7 +51,7 @@ if TYPE_CHECKING:
 _NOT_NUMBERS = "the model's logits are not numbers (NaN or infinite)"
 
 
-class Engine(Shelving):
+class Engine(Shelving, Updating):
     """Continuous batching over one model, one prefix tree and one pool.
 
     Not thread-safe: one thread calls `add`, `abort` and `step`.
@@ -101,6 +102,7 @@ class Engine(Shelving):
         self._pins = Pins(self.tree)
         self._desk: Desk[Sequence] = Desk(self.tree, self.policy, self.config.max_batch)
         self._batch: Batch | None = None
+        self._torn = False  # an update of the weights began and did not end
         self._next_id = 0
         self._arrivals = 0
 
@@ -160,7 +162,9 @@ class Engine(Shelving):
             PrefixError: prefixes that expect their text at different positions.
             PromptError: prefix, prompt and answer leave the context, or could not fit in the pool
                 even alone.
+            ModelError: an update of the weights was interrupted.
         """
+        self._require_whole()
         check_bias(params, self.loaded.shape.vocab)
         ahead = self._ahead(tuple(prefix), len(prompt))
         learned = len(ahead.path)

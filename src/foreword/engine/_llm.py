@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from foreword.engine._sequence import Request
     from foreword.engine._stats import PrefixStats
     from foreword.engine._volume import PrefixInfo
-    from foreword.models import Decoder, Tokenizer
+    from foreword.models import Decoder, Tokenizer, Weights
     from foreword.prefixes import Prefix
     from foreword.scheduling import Policy
 
@@ -271,6 +271,24 @@ class LLM:
             ParameterError, PromptError: as `Engine.pin`.
         """
         return self.engine.load_pin(path, salt=salt)
+
+    def update_weights(self, source: Weights) -> None:
+        """Replace the model's weights by others of the same architecture, as training makes them.
+
+            llm.update_weights(model)  # a transformers model, its state dict, or (name, tensor)s
+
+        Mutates the model in place, cast to the engine's dtype, and drops everything cached under
+        the old weights; pinned prefixes are computed anew under their names, at the cost of their
+        prefill. `source` is copied. All is checked first: after an error the old model answers as
+        before. See `Engine.update_weights` for cost and memory.
+
+        Raises:
+            ModelError: missing, unknown or misshapen tensors, or another architecture.
+            ParameterError: requests are running, or learned prefixes are loaded, which were made
+                for the old weights.
+        """
+        for pin in self.engine.update_weights(source):
+            self.pin(pin.name, list(pin.tokens), public=pin.public, salt=pin.salt)
 
     def encode(self, prompt: object, name: str = "the prompt") -> list[int]:
         """Token ids of a prompt that this model can answer.

@@ -50,6 +50,8 @@ class SamplingParams:
         stop_token_ids: ids that end an answer.
         ignore_eos: go on after the model's end-of-text token.
         logprobs: report each token's log-probability and that many alternatives, 0 to 20.
+        scaled_logprobs: report those of the logits divided by the temperature, as losses of sampled
+            text want them, instead of the logits' own. Bias, penalties and filters count in neither.
         prompt_logprobs: the same of the prompt's own tokens. Such a prompt is computed anew, beside
             what the cache holds of it.
         logit_bias: added to the logits of up to 300 tokens, by id, from -100 (in effect never) to
@@ -73,6 +75,7 @@ class SamplingParams:
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     logprobs: int | None = None
+    scaled_logprobs: bool = False
     prompt_logprobs: int | None = None
     logit_bias: Mapping[int, float] = field(default_factory=dict, hash=False)
 
@@ -108,6 +111,11 @@ class SamplingParams:
                 )
         if not isinstance(self.ignore_eos, bool):
             raise ParameterError(f"ignore_eos must be True or False, got {self.ignore_eos!r}")
+        if not isinstance(self.scaled_logprobs, bool) or (self.scaled_logprobs and self.greedy):
+            raise ParameterError(
+                f"scaled_logprobs must be True or False, and False at temperature 0, got "
+                f"{self.scaled_logprobs!r} at {self.temperature!r}"
+            )
         for name, value in values.items():
             object.__setattr__(self, name, value)
 

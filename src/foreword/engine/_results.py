@@ -32,7 +32,7 @@ class TokenLogprob:
     """How probable a token of an answer or a prompt was, and what else might have stood there.
 
     Natural logarithms of the softmax of the model's own logits, before penalties, bias, temperature
-    and filters.
+    and filters; with `SamplingParams.scaled_logprobs`, of those logits divided by the temperature.
 
     Attributes:
         token_id: the token that stands there.

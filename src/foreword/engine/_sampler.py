@@ -25,7 +25,8 @@ _NUCLEUS_START = 64
 class RowLogprob(NamedTuple):
     """A chosen token's log-probability and the best alternatives (id, logprob), best first.
 
-    Natural log-softmax of the raw logits in fp32, before anything a request changes. Equals
+    Natural log-softmax of the raw logits in fp32, before anything a request changes, except that
+    `SamplingParams.scaled_logprobs` has them divided by its temperature. Equals
     are ordered by id; tokens of probability zero are left out, so `top` may be shorter than asked.
     """
 
@@ -331,7 +332,11 @@ def _logprobs(
         return []
     sizes = [states[row].params.logprobs or 0 for row in rows]
     found: list[RowLogprob | None] = [None] * len(ids)
-    named = row_logprobs(logits[rows], [ids[row] for row in rows], sizes)
+    chosen = logits[rows].float()
+    scales = [p.temperature if p.scaled_logprobs else 1.0 for p in (states[r].params for r in rows)]
+    if any(scale != 1.0 for scale in scales):
+        chosen = chosen / torch.tensor(scales, device=logits.device)[:, None]
+    named = row_logprobs(chosen, [ids[row] for row in rows], sizes)
     for row, logprob in zip(rows, named, strict=True):
         found[row] = logprob
     return found

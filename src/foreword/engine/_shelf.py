@@ -59,6 +59,11 @@ class Shelf:
         self._lock = RLock()
         self.view: Mapping[str, PrefixInfo] = PrefixView(self._by_name, self._lock)
 
+    def serve(self, fingerprint: str) -> None:
+        """From now on, prefixes must be this model's. Mutates; those on the shelf are not asked."""
+        with self._lock:
+            self._model = fingerprint
+
     @property
     def known(self) -> int:
         """Prefixes that requests may name."""

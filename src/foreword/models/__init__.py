@@ -2,6 +2,7 @@
 
 from foreword.models._bridge import KeyValueStore, PackedModel, PackedStep
 from foreword.models._fingerprint import fingerprint
+from foreword.models._inventory import Inventory, Weights
 from foreword.models._lean import LeanModel
 from foreword.models._lean_fit import lean_reason
 from foreword.models._lean_graph import GraphedModel
@@ -22,6 +23,7 @@ __all__ = [
     "TESTED_TYPES",
     "Decoder",
     "GraphedModel",
+    "Inventory",
     "KeyValueStore",
     "LeanModel",
     "LoadedModel",
@@ -29,6 +31,7 @@ __all__ = [
     "PackedModel",
     "PackedStep",
     "Tokenizer",
+    "Weights",
     "fingerprint",
     "lean_reason",
     "load_model",

@@ -18,7 +18,7 @@ from torch import Tensor
 from foreword._errors import ModelError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from foreword.attention import Backend, WorkList
 
@@ -116,6 +116,15 @@ class PackedModel:
         AttentionInterface.register(ATTENTION_NAME, attend)
         model.set_attn_implementation(ATTENTION_NAME)
         self.model = model.eval()
+
+    @torch.inference_mode()
+    def update(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take other weights of the same names and shapes, as `Inventory.check` returns them.
+
+        Mutates the model in place, casting. Nothing is checked here.
+        """
+        for name, tensor in self.model.state_dict().items():  # shares the model's memory
+            tensor.copy_(tensors[name])
 
     @torch.inference_mode()
     def forward(self, step: PackedStep) -> Tensor:

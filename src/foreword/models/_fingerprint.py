@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 _SAMPLES = 256
 _ELSEWHERE = frozenset({"transformers_version", "dtype", "torch_dtype", "use_cache"})
 """Fields of a configuration that say where it came from, or that the parameters say themselves."""
 
 
-@torch.inference_mode()
 def fingerprint(model: Any) -> str:
     """64 hexadecimal digits that two different models do not have in common by accident.
 
@@ -23,19 +24,27 @@ def fingerprint(model: Any) -> str:
     but whoever edits a few elements on purpose can keep it. Milliseconds; O(parameters' count), not
     O(their size).
     """
-    config = {
+    return digest(model.config, model.named_parameters())
+
+
+@torch.inference_mode()
+def digest(
+    config: Any, parameters: Iterable[tuple[str, Tensor]], dtype: torch.dtype | None = None
+) -> str:
+    """`fingerprint` of a configuration and named parameters, as they are once cast to `dtype`."""
+    fields = {
         key: value
-        for key, value in model.config.to_dict().items()
+        for key, value in config.to_dict().items()
         if not key.startswith("_") and key not in _ELSEWHERE
     }
-    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
-    for name, parameter in sorted(model.named_parameters()):
+    sha = hashlib.sha256(json.dumps(fields, sort_keys=True, default=str).encode())
+    for name, parameter in sorted(parameters, key=lambda pair: pair[0]):
         flat = parameter.reshape(-1)
         count = min(_SAMPLES, len(flat))
         # Whole numbers: a float32 linspace would miss the last elements of large parameters.
         places = torch.arange(count, device=flat.device) * (len(flat) - 1) // max(1, count - 1)
         head = f"{name} {list(parameter.shape)} "
-        digest.update(head.encode())
-        some = flat[places].cpu().to(torch.bfloat16).contiguous()
-        digest.update(some.view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+        sha.update(head.encode())
+        some = flat[places].cpu().to(dtype or parameter.dtype).to(torch.bfloat16).contiguous()
+        sha.update(some.view(torch.uint8).numpy().tobytes())
+    return sha.hexdigest()

@@ -21,6 +21,8 @@ from foreword.models._lean_linear import Linear, fuse, keep
 from foreword.models._lean_native import native_ops
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from foreword.models._bridge import PackedStep
 
 
@@ -101,6 +103,29 @@ class LeanModel:
         )
 
     @torch.inference_mode()
+    def update(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take other weights of the same names and shapes, as `Inventory.check` returns them.
+
+        Mutates in place, product by product, casting to the dtype of this decoder: what it then
+        computes is what one made of a model with these weights computes. Nothing is checked here.
+        """
+        self._embedding.copy_(tensors["model.embed_tokens.weight"])
+        self._norm.copy_(tensors["model.norm.weight"])
+        for index, layer in enumerate(self._layers):
+            at = f"model.layers.{index}."
+            attention, mlp = f"{at}self_attn.", f"{at}mlp."
+            _update(layer.qkv, tensors, *(f"{attention}{x}_proj" for x in "qkv"))
+            _update(layer.output, tensors, f"{attention}o_proj")
+            _update(layer.gate_up, tensors, f"{mlp}gate_proj", f"{mlp}up_proj")
+            _update(layer.down, tensors, f"{mlp}down_proj")
+            layer.attention_norm.copy_(tensors[f"{at}input_layernorm.weight"])
+            layer.mlp_norm.copy_(tensors[f"{at}post_attention_layernorm.weight"])
+            if layer.head_norm is not None:
+                layer.head_norm[: self._heads] = tensors[f"{attention}q_norm.weight"]
+                layer.head_norm[self._heads :] = tensors[f"{attention}k_norm.weight"]
+        _update(self._head, tensors, "lm_head")
+
+    @torch.inference_mode()
     def forward(self, step: PackedStep) -> Tensor:
         """Compute one step: writes every row's K/V into the store, returns `[n, vocab]` logits.
 
@@ -149,6 +174,14 @@ def _fuse(*modules: Any) -> Linear:
     for module in modules:
         _empty(module)
     return product
+
+
+def _update(product: Linear, tensors: Mapping[str, Tensor], *modules: str) -> None:
+    """Give a product the new weights of the modules that it was fused from, in their order."""
+    product.update(
+        [tensors[f"{name}.weight"] for name in modules],
+        [tensors.get(f"{name}.bias") for name in modules],
+    )
 
 
 def _empty(module: nn.Module) -> None:

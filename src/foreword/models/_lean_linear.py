@@ -30,6 +30,12 @@ class Linear(Protocol):
 
     def __call__(self, x: Tensor) -> Tensor: ...
 
+    def update(self, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> None:
+        """Take other weights and biases, as many and of the shapes that `fuse` was given.
+
+        Mutates in place, casting; peak memory is one product more where the layout is oneDNN's.
+        """
+
 
 class PlainLinear:
     """A product with the weight as it is, `[outputs, inputs]`; shares the weight's memory."""
@@ -39,6 +45,11 @@ class PlainLinear:
 
     def __call__(self, x: Tensor) -> Tensor:
         return functional.linear(x, self.weight, self.bias)
+
+    def update(self, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> None:
+        """As `Linear.update`. The addresses stay, so recorded CUDA graphs see the new weights."""
+        _write(self.weight, weights)
+        _write_bias(self.bias, weights, biases)
 
 
 def packed_rows(rows: int) -> int:
@@ -58,10 +69,7 @@ class PackedLinear:
     """A product with a weight in oneDNN's own order; keeps no reference to the plain one."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        ops = torch.ops.mkldnn
-        self.weight: Tensor = ops._reorder_linear_weight(weight, _ROWS)
-        if hasattr(ops, "data_ptr") and hasattr(ops, "_nbytes"):
-            use_huge_pages(ops.data_ptr(self.weight), ops._nbytes(self.weight))
+        self._arrange(weight)
         self.bias = bias
         self._multiply = torch.ops.mkldnn._linear_pointwise.default
 
@@ -72,6 +80,34 @@ class PackedLinear:
             x = functional.pad(x, (0, 0, 0, more))
         product: Tensor = self._multiply(x, self.weight, self.bias, "none", [], "")
         return product[:rows]
+
+    def update(self, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> None:
+        """As `Linear.update`."""
+        dtype = self.weight.dtype
+        del self.weight  # before the new one is made: there is room for one
+        plain = [weight.to("cpu", dtype) for weight in weights]
+        self._arrange(plain[0].detach() if len(plain) == 1 else torch.cat(plain).detach())
+        _write_bias(self.bias, weights, biases)
+
+    def _arrange(self, weight: Tensor) -> None:
+        ops = torch.ops.mkldnn
+        self.weight: Tensor = ops._reorder_linear_weight(weight.contiguous(), _ROWS)
+        if hasattr(ops, "data_ptr") and hasattr(ops, "_nbytes"):
+            use_huge_pages(ops.data_ptr(self.weight), ops._nbytes(self.weight))
+
+
+def _write(into: Tensor, parts: Sequence[Tensor]) -> None:
+    """Copy `parts`, one below the other, into a tensor of their joint height."""
+    for place, part in zip(into.split([len(part) for part in parts]), parts, strict=True):
+        place.copy_(part)
+
+
+def _write_bias(
+    bias: Tensor | None, weights: Sequence[Tensor], biases: Sequence[Tensor | None]
+) -> None:
+    if bias is not None:
+        pairs = zip(weights, biases, strict=True)
+        _write(bias, [w.new_zeros(len(w)) if b is None else b for w, b in pairs])
 
 
 def fuse(weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> Linear:

@@ -17,6 +17,7 @@ import torch
 from foreword._errors import ModelError
 from foreword.models._bridge import PackedModel
 from foreword.models._fingerprint import fingerprint
+from foreword.models._inventory import Inventory
 from foreword.models._lean import LeanModel
 from foreword.models._lean_fit import lean_reason
 from foreword.models._probe import own_logits, probe
@@ -66,7 +67,8 @@ class ModelShape:
 class LoadedModel:
     """A model ready for the engine, with its tokenizer and the tokens that end a text.
 
-    `fingerprint` tells it from other models, see `_fingerprint.py`.
+    `fingerprint` tells it from other models, see `_fingerprint.py`; `inventory` is what new weights
+    are checked against.
     """
 
     name: str
@@ -75,6 +77,7 @@ class LoadedModel:
     tokenizer: Tokenizer | None
     eos_token_ids: frozenset[int]
     fingerprint: str = ""
+    inventory: Inventory | None = None
 
 
 def load_model(
@@ -157,11 +160,11 @@ def wrap_model(
     expected = None if tested else own_logits(model)
     shape = _shape(model)
     eos = _eos(model, tokenizer)
-    identity = fingerprint(model)  # now: the lean decoder takes the model apart
+    identity, inventory = fingerprint(model), Inventory.of(model)  # before it is taken apart
     packed = LeanModel(model) if lean else PackedModel(model)
     if expected is not None:
         probe(packed, expected, shape, config.model_type)
-    return LoadedModel(name, shape, packed, tokenizer, eos, identity)
+    return LoadedModel(name, shape, packed, tokenizer, eos, identity, inventory)
 
 
 def _choose_lean(model: Any, name: str, decoder: Decoder) -> bool:
