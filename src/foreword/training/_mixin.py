@@ -6,7 +6,7 @@ import inspect
 from typing import TYPE_CHECKING, Any
 
 from foreword.training._errors import SharingError
-from foreword.training._model import base_model, refuse
+from foreword.training._model import refuse
 from foreword.training._share import SharedForward, Sharing, share_prefixes
 
 if TYPE_CHECKING:
@@ -78,12 +78,11 @@ def _refuse_arguments(given: dict[str, Any]) -> None:
             "torch_compile=True: what a batch shares is found on the host and differs from batch "
             "to batch, which cannot be compiled; leave it off"
         )
-    for config in (adapter, getattr(model, "active_peft_config", None)):
-        if getattr(config, "is_prompt_learning", False):
-            raise SharingError(
-                f"{type(config).__name__} puts vectors in front of the tokens, which are not found "
-                f"as shared prefixes: use LoRA, or TRL's own trainer"
-            )
+    if getattr(adapter, "is_prompt_learning", False):
+        raise SharingError(
+            f"{type(adapter).__name__} puts vectors in front of the tokens, which are not found as "
+            f"shared prefixes: use LoRA, or TRL's own trainer"
+        )
     dropping = not getattr(settings, "disable_dropout", False)
     rate = getattr(adapter, "lora_dropout", 0.0) or 0.0
     if dropping and rate:
@@ -97,7 +96,7 @@ def _refuse_arguments(given: dict[str, Any]) -> None:
         from trl.trainer.utils import disable_dropout_in_model
 
         disable_dropout_in_model(model)  # TRL does so too, later
-    refuse(base_model(model))
+    refuse(model)
 
 
 def _refuse_sharded(accelerator: Any, sharing: Sharing) -> None:

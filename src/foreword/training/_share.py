@@ -21,7 +21,7 @@ from torch import Tensor
 from foreword.training._check import compare, compute_dtype
 from foreword.training._errors import SharingError
 from foreword.training._forest import Packed, pack
-from foreword.training._model import attach, base_model, inputs
+from foreword.training._model import attach, base_model, inputs, refuse_too_long
 from foreword.training._rectangle import IGNORED, Rectangle
 from foreword.training._tally import ALONE, LITTLE, Patience, Tally
 
@@ -83,6 +83,7 @@ class SharedForward:
         rectangle = Rectangle(ids, kwargs.get("attention_mask"), labels)
         if rectangle.reason is not None:
             return self._as_it_came(args, kwargs, rectangle.reason)
+        refuse_too_long(self._model, [len(row) for row in rectangle.rows])
         packed = pack(rectangle.rows, min_run=self.sharing.min_run)
         self.tally.plan_seconds += time.perf_counter() - began
         if not packed.saved:
@@ -165,14 +166,15 @@ def share_prefixes(model: Any, sharing: Sharing | None = None) -> SharedForward:
         model: a transformers model or a PEFT model, whose forward TRL gave a fused head.
 
     Raises:
-        SharingError: as `attach`.
+        SharingError: as `attach`. The model's forward raises it for a row that is longer than its
+            context, and if the self-check fails.
     """
     base = base_model(model)
     if isinstance(base.forward, SharedForward):
         if sharing is not None:
             base.forward.sharing = sharing
         return base.forward
-    attach(base)
+    attach(model)
     shared = SharedForward(base, sharing or Sharing())
     base.forward = shared
     return shared
