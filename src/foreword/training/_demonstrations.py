@@ -24,10 +24,10 @@ class Demonstrations:
     """Reads what a data set's column `demonstration` has: text, token ids, or None for no
     demonstration.
 
-    A text is tokenised by itself, without special tokens, and ended by the end-of-sequence token; it
-    begins where a completion begins, so a blank or newline that a completion starts with belongs to
-    it. Token ids are taken as they are. What a prefix may have ends `keep` tokens before the end, and
-    for text also before the last place of `stop_at`, so that no answer is handed out.
+    A text is tokenised by itself, without special tokens, and ended by the end-of-sequence token.
+    It begins where a completion begins: a blank or newline that a completion starts with belongs to
+    it. Token ids are taken as they are. What a prefix may have ends `keep` tokens before the end,
+    and for text also before the last place of `stop_at`, so that no answer is handed out.
 
     Args:
         tokenizer: the trainer's.
@@ -48,8 +48,8 @@ class Demonstrations:
         """One value of the column. Pure.
 
         Raises:
-            ParameterError: it is empty, shorter than what is kept of it, or longer than a completion
-                may be; `where` names it.
+            ParameterError: it is empty, shorter than what is kept of it, or longer than a
+                completion may be; `where` names it.
         """
         if value is None:
             return None
@@ -65,8 +65,8 @@ class Demonstrations:
         """
         if COLUMN not in dataset.column_names:
             raise ParameterError(
-                f"{name} has no column {COLUMN!r}, only {sorted(dataset.column_names)}: give each row "
-                "a text, token ids or None, or set prefix_rollouts=0 and demonstration_loss=0"
+                f"{name} has no column {COLUMN!r}, only {sorted(dataset.column_names)}: give each "
+                "row a text, token ids or None, or set prefix_rollouts=0 and demonstration_loss=0"
             )
         found = 0
         for first, values in _batches(dataset[COLUMN]):
@@ -89,8 +89,8 @@ class Demonstrations:
         end = self._tokenizer.eos_token_id
         if end is None:
             raise ParameterError(
-                "the tokenizer has no end-of-sequence token, so no demonstration could end: set one, "
-                "or give demonstrations as token ids"
+                "the tokenizer has no end-of-sequence token, so no demonstration could end: set "
+                "one, or give demonstrations as token ids"
             )
         stop = None
         if self._stop_at is not None and ids:

@@ -8,7 +8,7 @@ from foreword._errors import ParameterError
 from foreword.training._errors import SharingError
 
 try:
-    from trl import GRPOConfig
+    from trl.trainer.grpo_config import GRPOConfig
 except ImportError as error:
     raise SharingError("the trainers need TRL: pip install 'foreword[train]'") from error
 
@@ -44,8 +44,8 @@ class PrefixRFTConfig(GRPOConfig):
         prefix_schedule (`str`, *optional*, defaults to `"cosine"`):
             `"cosine"`, or `"uniform"`: the lower bound is `prefix_low_end` from the beginning.
         prefix_keep (`int`, *optional*, defaults to `1`):
-            Tokens at the end of a demonstration that are never handed out, the end-of-sequence token
-            among them. At least one is always kept. Set it so that no answer is given away.
+            Tokens at the end of a demonstration that are never handed out, the end-of-sequence
+            token among them. At least one is kept always. Set it so that no answer is given away.
         prefix_stop_at (`str`, *optional*):
             Nothing is handed out from the last place of this text in a demonstration on, e.g.
             `"####"` for GSM8K. For demonstrations that are text.
@@ -53,19 +53,20 @@ class PrefixRFTConfig(GRPOConfig):
         > Parameters that control what a prefix teaches
 
         prefix_update (`str`, *optional*, defaults to `"entropy"`):
-            Which prefix tokens have an advantage: `"entropy"`, those of the highest entropy under the
-            current policy; `"all"`; or `"none"`, where a prefix only leads to its continuation.
+            Which prefix tokens have an advantage: `"entropy"`, those of the highest entropy under
+            the current policy; `"all"`; or `"none"`, where a prefix only leads to what follows it.
         prefix_entropy_share (`float`, *optional*, defaults to `0.2`):
             The share of all prefix tokens of a micro-batch that `"entropy"` keeps.
         prefix_advantage (`str`, *optional*, defaults to `"group"`):
             `"group"`: the reward minus the mean of all rewards of the group, for prefix and
-            continuation alike. `"prefix_baseline"`: the mean is that of the rollouts without a prefix;
-            the continuation of a hybrid rollout has its reward as it is, its prefix the difference
-            divided by `prefix_rollouts`. Needs `scale_rewards="none"`.
+            continuation alike. `"prefix_baseline"`: the mean is that of the rollouts without a
+            prefix; the continuation of a hybrid rollout has its reward as it is, its prefix the
+            difference divided by `prefix_rollouts`. Needs `scale_rewards="none"`.
         demonstration_loss (`float`, *optional*, defaults to `0.0`):
-            Weight of the mean negative log-likelihood of the batch's whole demonstrations, added to
-            the loss. With `prefix_rollouts=0` this is reinforcement fine-tuning with a supervised
-            loss beside it. Log-probabilities are those at `temperature`, as everywhere in the trainer.
+            Weight of the mean negative log-likelihood, over the tokens of whole demonstrations,
+            added to the loss. With `prefix_rollouts=0` this is reinforcement fine-tuning with a
+            supervised loss beside it. Likelihoods are those at `temperature`, as all in the
+            trainer are.
     """
 
     loss_type: str = field(
@@ -129,7 +130,9 @@ class PrefixRFTConfig(GRPOConfig):
     )
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        super().__post_init__()  # type: ignore[no-untyped-call]
+        if self.max_completion_length is None:
+            raise ParameterError("max_completion_length is None: completions need a limit here")
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ParameterError(
@@ -140,11 +143,11 @@ class PrefixRFTConfig(GRPOConfig):
             raise ParameterError(
                 f"demonstration_loss is {self.demonstration_loss}: a finite weight of 0 or more"
             )
-        if self.prefix_advantage == "prefix_baseline" and self.prefix_rollouts:
+        if self.prefix_advantage == "prefix_baseline":
             self._check_baseline()
 
     def _check_prefixes(self) -> None:
-        if not 0 <= self.prefix_rollouts < self.num_generations:
+        if not 0 <= self.prefix_rollouts < (self.num_generations or 0):
             raise ParameterError(
                 f"prefix_rollouts is {self.prefix_rollouts} of num_generations="
                 f"{self.num_generations}: at least one rollout of a group has no prefix"
@@ -157,8 +160,8 @@ class PrefixRFTConfig(GRPOConfig):
             )
         if self.prefix_decay_steps < 1:
             raise ParameterError(
-                f"prefix_decay_steps is {self.prefix_decay_steps}: at least 1; for a bound that does "
-                "not fall set prefix_schedule='uniform'"
+                f"prefix_decay_steps is {self.prefix_decay_steps}: at least 1; for a bound that "
+                "does not fall set prefix_schedule='uniform'"
             )
         if self.prefix_keep < 0:
             raise ParameterError(f"prefix_keep is {self.prefix_keep}: tokens, 0 or more")
@@ -178,8 +181,8 @@ class PrefixRFTConfig(GRPOConfig):
     def _check_baseline(self) -> None:
         if self.scale_rewards != "none":
             raise ParameterError(
-                f"prefix_advantage='prefix_baseline' compares rewards as they are, and scale_rewards "
-                f"is {self.scale_rewards!r}: set it to 'none', or prefix_advantage='group'"
+                f"prefix_advantage='prefix_baseline' compares rewards as they are: "
+                f"scale_rewards={self.scale_rewards!r} has to be 'none' with it"
             )
         if self.multi_objective_aggregation != "sum_then_normalize":
             raise ParameterError(

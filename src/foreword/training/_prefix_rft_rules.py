@@ -1,4 +1,4 @@
-"""The rules of Prefix-RFT: how long a prefix is, what its tokens earn, which of them are updated."""
+"""The rules of Prefix-RFT: how long a prefix is, what it earns, which of its tokens learn."""
 
 from __future__ import annotations
 
@@ -62,8 +62,8 @@ def baseline_advantages(
 def top_entropy(entropy: Tensor, mask: Tensor, share: float) -> tuple[Tensor, float | None]:
     """The `share` of masked tokens with the highest entropy, over all rows together. Pure.
 
-    Of n tokens ``n - floor((1 - share) n)`` are kept. Between equal entropies the earlier row and the
-    earlier token win, so the number kept is exact.
+    Of n tokens ``n - floor((1 - share) n)`` are kept. Between equal entropies the earlier row and
+    the earlier token win, so the number kept is exact.
 
     Args:
         entropy: `[rows, tokens]`, in nats.
