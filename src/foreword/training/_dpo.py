@@ -9,7 +9,7 @@ from foreword.training._share import Sharing, share_prefixes
 
 
 class SharesReference:
-    """Mixed into DPO in front of `SharesPrefixes`: `precompute_ref_log_probs=True` runs inside TRL's
+    """Mixed into DPO before `SharesPrefixes`: `precompute_ref_log_probs=True` runs inside TRL's
     constructor, before its models share prefixes, so they do so here for as long as it takes.
 
     TRL keeps what was computed in a file beside the data set, whose name knows the data and the

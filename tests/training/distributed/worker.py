@@ -1,0 +1,132 @@
+"""One rank of a case: `python -m tests.training.distributed.worker CASE MODEL OUTPUT`."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import disable_progress_bars
+from transformers.utils import logging
+from trl import DPOTrainer, GRPOTrainer
+
+from foreword.training import SharedPrefixDPOTrainer, SharedPrefixGRPOTrainer, SharingError
+from tests.training.distributed.setup import RANK, Setup, letters, outcome, unlike
+
+GRPO = (GRPOTrainer, SharedPrefixGRPOTrainer)
+DPO = (DPOTrainer, SharedPrefixDPOTrainer)
+
+
+class Written:
+    """Completions as they are written here: the first group of rank 1 never comes to an end."""
+
+    def _generate_single_turn(self, prompt_ids: list[Any], *_: Any, **__: Any) -> Any:
+        step = self.state.global_step  # type: ignore[attr-defined]
+        end = self.processing_class.eos_token_id  # type: ignore[attr-defined]
+        rows = [[20 + (7 * i + j + step) % 300 for j in range(2 + i % 4)] for i in range(8)]
+        endless = 4 if RANK == 1 else 0
+        assert len(prompt_ids) == 8
+        return [row if i < endless else [*row, end] for i, row in enumerate(rows)], None
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Any:
+        self.__dict__.setdefault("wanted", []).append(int(inputs["completion_mask"].sum()))
+        return super()._compute_loss(model, inputs)  # type: ignore[misc]
+
+
+class TheirWritten(Written, GRPOTrainer):
+    pass
+
+
+class OurWritten(Written, SharedPrefixGRPOTrainer):
+    pass
+
+
+class Dies:
+    """In the second step rank 1 is gone, between its forward and its backward."""
+
+    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+        loss = super().compute_loss(*args, **kwargs)  # type: ignore[misc]
+        if RANK == 1 and self.state.global_step == 1:  # type: ignore[attr-defined]
+            os.kill(os.getpid(), signal.SIGKILL)
+        return loss
+
+
+class DyingGRPO(Dies, SharedPrefixGRPOTrainer):
+    pass
+
+
+class DyingDPO(Dies, SharedPrefixDPOTrainer):
+    pass
+
+
+def beside(make: Any, kinds: tuple[type, type], **settings: Any) -> dict[str, Any]:
+    """TRL's trainer and ours under the same launch."""
+    theirs, ours = kinds
+    return {
+        "theirs": outcome(make(theirs, **settings)),
+        "ours": outcome(make(ours, **settings)),
+    }
+
+
+def equal(setup: Setup) -> dict[str, Any]:
+    accumulated = {
+        "gradient_accumulation_steps": 2,
+        "gradient_checkpointing": False,  # then DDP looks for parameters without a gradient
+    }
+    return {
+        "grpo": beside(setup.grpo, GRPO),
+        "groups over ranks": beside(setup.grpo, GRPO, per_device_train_batch_size=2),
+        "dpo": beside(setup.dpo, DPO),
+        "dpo accumulated": beside(setup.dpo, DPO, per_device_train_batch_size=2, **accumulated),
+        "one rank plain": beside(setup.dpo, DPO, data=unlike() if RANK else None),
+        "one rank empty": beside(
+            setup.grpo,
+            (TheirWritten, OurWritten),
+            mask_truncated_completions=True,
+            **accumulated,
+        ),
+    }
+
+
+def grpo_dies(setup: Setup) -> None:
+    setup.grpo(DyingGRPO, save_strategy="steps", save_steps=1).train()
+
+
+def dpo_dies(setup: Setup) -> None:
+    setup.dpo(DyingDPO, save_strategy="steps", save_steps=1).train()
+
+
+def grpo_goes_on(setup: Setup) -> dict[str, Any]:
+    return outcome(setup.grpo(SharedPrefixGRPOTrainer), resume=True)
+
+
+def dpo_goes_on(setup: Setup) -> dict[str, Any]:
+    return outcome(setup.dpo(SharedPrefixDPOTrainer), resume=True)
+
+
+def refused(setup: Setup) -> None:
+    def reward(completions: list[str], trainer_state: Any, **rest: Any) -> list[float]:
+        if RANK == 1 and trainer_state.global_step == 1:
+            raise SharingError("the rewards of this rank cannot be used")
+        return letters(completions, **rest)
+
+    setup.grpo(SharedPrefixGRPOTrainer, reward=reward).train()
+
+
+CASES = {f.__name__: f for f in (equal, grpo_dies, dpo_dies, grpo_goes_on, dpo_goes_on, refused)}
+
+
+def main() -> None:
+    case, model, output = sys.argv[1:]
+    torch.set_num_threads(1)
+    disable_progress_bars()
+    logging.disable_progress_bar()
+    result = CASES[case](Setup(model, output))
+    torch.save(result, Path(output) / f"rank{RANK}.pt")
+
+
+if __name__ == "__main__":
+    main()
