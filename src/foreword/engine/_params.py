@@ -51,7 +51,7 @@ class SamplingParams:
         ignore_eos: go on after the model's end-of-text token.
         logprobs: report each token's log-probability and that many alternatives, 0 to 20.
         scaled_logprobs: report those of the logits divided by the temperature, as losses of sampled
-            text want them, instead of the logits' own. Bias, penalties and filters count in neither.
+            text want them, instead of the logits' own. Bias, penalties and filters never count.
         prompt_logprobs: the same of the prompt's own tokens. Such a prompt is computed anew, beside
             what the cache holds of it.
         logit_bias: added to the logits of up to 300 tokens, by id, from -100 (in effect never) to

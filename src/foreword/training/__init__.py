@@ -15,6 +15,8 @@ from foreword.training._forest import Forest, Packed, Segment, pack
 from foreword.training._gsm8k import read_gsm8k
 from foreword.training._log_probs import token_log_probs
 from foreword.training._model import attach
+from foreword.training._rollout_engine import EngineRollouts, RolloutCost
+from foreword.training._rollouts import Rollouts
 from foreword.training._share import SharedForward, Sharing, share_prefixes
 from foreword.training._tally import Tally
 
@@ -28,10 +30,13 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "EngineRollouts",
     "Forest",
     "Packed",
     "PrefixRFTConfig",
     "PrefixRFTTrainer",
+    "RolloutCost",
+    "Rollouts",
     "Segment",
     "SharedForward",
     "SharedPrefixDPOTrainer",
