@@ -10,7 +10,10 @@ from foreword.training._errors import SharingError
 try:
     from trl.trainer.grpo_config import GRPOConfig
 except ImportError as error:
-    raise SharingError("the trainers need TRL: pip install 'foreword[train]'") from error
+    raise SharingError(
+        "these trainers need TRL 1.16 or newer, on Python 3.11 or newer: "
+        "pip install 'foreword[train]'"
+    ) from error
 
 _CHOICES = {
     "prefix_schedule": ("cosine", "uniform"),
