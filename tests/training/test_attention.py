@@ -212,7 +212,7 @@ def test_what_does_not_fit_is_refused(
 def test_formats_do_not_mix() -> None:
     forest = pack([[1, 2, 3]]).forest
     x = torch.zeros(1, 2, 2, 4)
-    with pytest.raises(SharingError, match="torch.bfloat16"):
+    with pytest.raises(SharingError, match="bfloat16"):
         forest_attention(x, x, x.bfloat16(), forest, 1.0)
 
 
