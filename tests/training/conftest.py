@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import warnings
 from collections.abc import Callable, Iterator
 from importlib import resources
@@ -26,6 +27,15 @@ def _only_our_warnings() -> None:
     """Lasts for the test: pytest restores the filters after each."""
     for action, message, category in _NOT_OURS:
         warnings.filterwarnings(action, message, category)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _quick_collection() -> Iterator[None]:
+    """Trainers collect garbage when they end: not through all that was imported."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from foreword.training._dpo import SharesReference
 from foreword.training._errors import SharingError
-from foreword.training._finite import ChecksRewards
 from foreword.training._groups import KeepsGroups
+from foreword.training._guard import ChecksRollouts
 from foreword.training._mixin import SharesPrefixes
 from foreword.training._rollouts import TakesRollouts
 
@@ -21,7 +21,7 @@ except ImportError as error:
 
 
 class SharedPrefixGRPOTrainer(
-    TakesRollouts, ChecksRewards, KeepsGroups, SharesPrefixes, GRPOTrainer
+    ChecksRollouts, TakesRollouts, KeepsGroups, SharesPrefixes, GRPOTrainer
 ):
     """TRL's `GRPOTrainer` (GRPO, arXiv 2402.03300), each prompt computed once for its completions.
 
@@ -47,7 +47,7 @@ class SharedPrefixGRPOTrainer(
 
 
 class SharedPrefixRLOOTrainer(
-    TakesRollouts, ChecksRewards, KeepsGroups, SharesPrefixes, RLOOTrainer
+    ChecksRollouts, TakesRollouts, KeepsGroups, SharesPrefixes, RLOOTrainer
 ):
     """TRL's `RLOOTrainer` (RLOO, arXiv 2402.14740), each prompt computed once for its completions.
 

@@ -1,4 +1,4 @@
-"""Rewards that are not numbers: named and stopped at, or left out."""
+"""Rollouts that cannot be trained on: completions of no token, rewards that are not numbers."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ OnNonFinite = Literal["stop", "skip"]
 _SHOWN = 200  # characters of a prompt in a message
 
 
-class ChecksRewards:
-    """Mixed into GRPO and RLOO: a reward of NaN or infinity does not reach the advantages unseen.
+class ChecksRollouts:
+    """Mixed into GRPO and RLOO: a reward of NaN or infinity does not reach the advantages unseen,
+    nor a completion of no token TRL.
 
     TRL takes NaN for "this function does not apply to this row", as if the function had returned
     None, and an infinity makes every advantage of its group NaN, which TRL turns into 0.
@@ -29,7 +30,7 @@ class ChecksRewards:
             there were in all processes as ``rewards/non_finite``.
 
     Raises:
-        SharingError: another value of `non_finite_rewards`.
+        SharingError: another value of `non_finite_rewards`; later, such a reward or completion.
     """
 
     if TYPE_CHECKING:
@@ -46,6 +47,19 @@ class ChecksRewards:
             )
         self.non_finite_rewards = non_finite_rewards
         super().__init__(*args, **kwargs)
+
+    def _generate_single_turn(self, prompt_ids: Any, *args: Any, **kwargs: Any) -> Any:
+        result = super()._generate_single_turn(  # type: ignore[misc]
+            prompt_ids, *args, **kwargs
+        )
+        for row, completion in enumerate(result[0]):
+            if len(completion) == 0:
+                raise SharingError(
+                    f"completion {row} has no token; its prompt has the tokens "
+                    f"{_short(list(prompt_ids[row]))}. A completion holds at least the token that "
+                    f"ends it: whoever writes completions must not strip it"
+                )
+        return result
 
     def _calculate_rewards(
         self, inputs: Any, prompts: list[Any], completions: Any, completion_ids_list: Any
@@ -77,14 +91,17 @@ class ChecksRewards:
         told = f"row {local} of process {process}"
         if process == self.accelerator.process_index:
             value = returned[column][local] if column in returned else "a value that is not finite"
-            prompt = str(prompts[local])
-            prompt = prompt if len(prompt) <= _SHOWN else f"{prompt[:_SHOWN]}..."
-            told = f"{value} for {told}, whose prompt is {prompt!r}"
+            told = f"{value} for {told}, whose prompt is {_short(prompts[local])}"
         raise SharingError(
             f"the reward function {name!r} returned a reward that is not finite: {told} "
             f"({number} of {bad.numel()} rewards of this generation). Return None where it does "
             f"not apply, or set non_finite_rewards='skip'"
         )
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 @contextmanager
