@@ -13,8 +13,8 @@ from datasets import disable_progress_bars
 from transformers.utils import logging
 from trl import DPOTrainer, GRPOTrainer
 
-from foreword.training import SharedPrefixDPOTrainer, SharedPrefixGRPOTrainer, SharingError
-from tests.training.distributed.setup import RANK, Setup, letters, outcome, unlike
+from foreword.training import SharedPrefixDPOTrainer, SharedPrefixGRPOTrainer
+from tests.training.distributed.setup import RANK, Setup, letters, outcome, pairs, unlike
 
 GRPO = (GRPOTrainer, SharedPrefixGRPOTrainer)
 DPO = (DPOTrainer, SharedPrefixDPOTrainer)
@@ -107,16 +107,31 @@ def dpo_goes_on(setup: Setup) -> dict[str, Any]:
     return outcome(setup.dpo(SharedPrefixDPOTrainer), resume=True)
 
 
-def refused(setup: Setup) -> None:
+def reward_refused(setup: Setup) -> None:
     def reward(completions: list[str], trainer_state: Any, **rest: Any) -> list[float]:
+        found = letters(completions, **rest)
         if RANK == 1 and trainer_state.global_step == 1:
-            raise SharingError("the rewards of this rank cannot be used")
-        return letters(completions, **rest)
+            found[2] = float("nan")
+        return found
 
     setup.grpo(SharedPrefixGRPOTrainer, reward=reward).train()
 
 
-CASES = {f.__name__: f for f in (equal, grpo_dies, dpo_dies, grpo_goes_on, dpo_goes_on, refused)}
+def length_refused(setup: Setup) -> None:
+    data = pairs()
+    if RANK == 1:
+        for pair in data:
+            pair["prompt"] *= 60
+    setup.dpo(SharedPrefixDPOTrainer, data=data, max_length=None).train()
+
+
+CASES = {
+    f.__name__: f
+    for f in (
+        *(equal, grpo_dies, dpo_dies, grpo_goes_on, dpo_goes_on),
+        *(reward_refused, length_refused),
+    )
+}
 
 
 def main() -> None:
