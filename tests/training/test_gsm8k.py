@@ -54,7 +54,7 @@ def test_what_is_missing_is_named(tmp_path):
         read_gsm8k(tmp_path)
     with pytest.raises(ParameterError, match="no split 'dev': there are train and test"):
         read_gsm8k(tmp_path, "dev")
-    with pytest.raises(ParameterError, match="no place for {question}"):
+    with pytest.raises(ParameterError, match=r"no place for \{question\}"):
         read_gsm8k(tmp_path, template="Q:")
     (tmp_path / "train.jsonl").write_text("\n")
     with pytest.raises(ParameterError, match="holds no problems"):

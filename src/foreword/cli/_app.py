@@ -46,7 +46,7 @@ VERBS: Final = {
     ),
     "tree": Verb("_tree", "tree", "Draw the prefix tree of a file; forecast what sharing saves."),
     "simulate": Verb("_simulate", "simulate", "Run a trace through policies and cache, timed."),
-    "train": Verb("_train", "train_app", "Train a prefix for a model that stays as it is."),
+    "train": Verb("_train", "train_app", "Train a prefix for a model, or a model by rewards."),
     "prefix": Verb("_prefix", "prefix_app", "Look at learned prefixes; make them from texts."),
     "bench": Verb("_bench", "bench_app", "Measure the engine beside its peers."),
     "env": Verb("_env", "env", "Show versions, the machine, and which backends run here."),

@@ -1,4 +1,4 @@
-"""`foreword train`: learn what stands in front of a text."""
+"""`foreword train`: prefixes for a model that stays as it is, and models by rewards."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from foreword.cli import _options as options
 from foreword.cli._console import note, print_json, print_table
 from foreword.cli._interrupt import stop_on_interrupt
 from foreword.cli._train_config import Settings, gather, parse_set
+from foreword.cli._train_grpo import grpo, prefix_rft
 
 if TYPE_CHECKING:
     from foreword.prefixes.methods import Example, Method
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 train_app = typer.Typer(
     name="train",
-    help="Learn what stands in front of a text.",
+    help="Train a prefix for a model, or a model by rewards.",
     rich_markup_mode=None,
     no_args_is_help=True,
     add_completion=False,
@@ -29,7 +30,7 @@ train_app = typer.Typer(
 
 @train_app.callback()
 def _train() -> None:
-    """Learn what stands in front of a text."""
+    """Train a prefix for a model, or a model by rewards."""
 
 
 @train_app.command()
@@ -290,3 +291,7 @@ def _show(run: TrainRun, wanted: Settings) -> None:
         print(
             f"nothing static to serve; load it: load_method({str(wanted.out)!r} + '/method', ...)"
         )
+
+
+train_app.command("grpo")(grpo)
+train_app.command("prefix-rft")(prefix_rft)

@@ -56,7 +56,7 @@ def gather(file: Path | None, flags: dict[str, Any]) -> Settings:
         ParameterError: a file that cannot be read, a key that is no setting, or a value of another
             type.
     """
-    given = {} if file is None else _read(file)
+    given = {} if file is None else read_settings(file)
     known = [each.name for each in fields(Settings) if each.name != "training"]
     for key in given:
         if key not in known and key not in _OF_THE_RUN:
@@ -72,7 +72,7 @@ def gather(file: Path | None, flags: dict[str, Any]) -> Settings:
     training = {key: merged.pop(key) for key in _OF_THE_RUN if key in merged}
     for each in fields(Settings):
         if each.name in merged:
-            merged[each.name] = _fit(each.name, each.default, merged[each.name])
+            merged[each.name] = fit(each.name, each.default, merged[each.name])
     return Settings(**merged, training=training)
 
 
@@ -94,7 +94,12 @@ def parse_set(words: list[str]) -> dict[str, Any]:
     return made
 
 
-def _fit(name: str, default: Any, value: Any) -> Any:
+def fit(name: str, default: Any, value: Any) -> Any:
+    """`value` in the type of `default`.
+
+    Raises:
+        ParameterError: it is of another one.
+    """
     if name in _PATHS:
         if not isinstance(value, (str, Path)):
             raise ParameterError(f"{name} is {value!r}: give a path")
@@ -108,7 +113,12 @@ def _fit(name: str, default: Any, value: Any) -> Any:
     return value
 
 
-def _read(file: Path) -> dict[str, Any]:
+def read_settings(file: Path) -> dict[str, Any]:
+    """The table of a .toml or .json file.
+
+    Raises:
+        ParameterError: it cannot be read.
+    """
     try:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

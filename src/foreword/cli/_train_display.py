@@ -41,21 +41,19 @@ class TrainDisplay:
             self._bar = None
 
     def update(self, progress: TrainProgress) -> None:
-        """Show where the run is. Cheap enough to be called after every step."""
+        """Show where a run on a prefix is."""
+        self.show(progress.step, progress.steps, details(progress))
+
+    def show(self, step: int, steps: int, details: str) -> None:
+        """Show where a run is. Cheap enough to be called after every step."""
         if self._quiet:
             return
         if self._terminal:
             self._start()
-            self._bar.update(
-                self._task,
-                total=progress.steps,
-                completed=progress.step,
-                details=details(progress),
-            )
-        elif time.monotonic() - self._printed >= PLAIN_SECONDS or progress.step == progress.steps:
+            self._bar.update(self._task, total=steps, completed=step, details=details)
+        elif time.monotonic() - self._printed >= PLAIN_SECONDS or step == steps:
             self._printed = time.monotonic()
-            line = f"step {progress.step}/{progress.steps}: {details(progress)}"
-            print(line, file=sys.stderr, flush=True)
+            print(f"step {step}/{steps}: {details}", file=sys.stderr, flush=True)
 
     def _start(self) -> None:
         if self._bar is not None:

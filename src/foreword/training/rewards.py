@@ -7,9 +7,9 @@ a number for each completion:
         return [-len(completion) / 1000 for completion in completions]
 
 `columns` has `prompts`, `completion_ids` (token ids) and every other column of the data, such as
-`answer`, each as long as `completions`; a completion is a text, or a list of messages where the prompt
-was one. What is not used goes into `**columns`. None in place of a number leaves that completion
-out of this function's mean. Everything here is pure and knows no tensor.
+`answer`, each as long as `completions`; a completion is a text, or a list of messages where the
+prompt was one. What is not used goes into `**columns`. None in place of a number leaves that
+completion out of this function's mean. Everything here is pure and knows no tensor.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ def exact_answer(answer_column: str = "answer", marker: str = "####") -> RewardF
 
     The answer is what follows the last `marker`, to the end of its line. If both it and the data's
     begin with a number, those are compared as decimal numbers: `$1,200.` is 1200 and 3.50 is 3.5.
-    Otherwise the texts are compared, without the blanks around them. A completion without the marker
-    has no answer. A data's answer that holds the marker is read behind it too.
+    Otherwise the texts are compared, without the blanks around them. A completion without the
+    marker has no answer. A data's answer that holds the marker is read behind it too.
 
     Args:
         answer_column: the column of the data that holds the answer, a text or a number.
@@ -78,7 +78,7 @@ def format_reward(pattern: str) -> RewardFunction:
 
 
 def length_penalty(limit: int, scale: float = 1.0) -> RewardFunction:
-    """0 for a completion of at most `limit` tokens, then falling by `scale` per `limit` tokens more.
+    """0 for a completion of at most `limit` tokens, then less by `scale` per `limit` tokens more.
 
     Raises:
         ParameterError: `limit` is below 1, or `scale` is not positive.
