@@ -98,7 +98,8 @@ class PackedLinear:
 
 def _write(into: Tensor, parts: Sequence[Tensor]) -> None:
     """Copy `parts`, one below the other, into a tensor of their joint height."""
-    for place, part in zip(into.split([len(part) for part in parts]), parts, strict=True):
+    places = torch.split(into, [len(part) for part in parts])
+    for place, part in zip(places, parts, strict=True):
         place.copy_(part)
 
 

@@ -52,7 +52,8 @@ class ChecksRollouts:
         result = super()._generate_single_turn(  # type: ignore[misc]
             prompt_ids, *args, **kwargs
         )
-        for row, completion in enumerate(result[0]):
+        # GRPO's comes with log-probabilities, RLOO's alone.
+        for row, completion in enumerate(result[0] if isinstance(result, tuple) else result):
             if len(completion) == 0:
                 raise SharingError(
                     f"completion {row} has no token; its prompt has the tokens "

@@ -78,12 +78,14 @@ def _without_adapters(name: str, module: Any, dtype: torch.dtype) -> nn.Module |
 
     if isinstance(module, ModulesToSaveWrapper):
         active = [each for each in module.active_adapters if each in module.modules_to_save]
+        if module.disable_adapters:
+            active = []
         inner = module.modules_to_save[active[0]] if active else module.original_module
         return inner if isinstance(inner, nn.Module) else None
     if not isinstance(module, BaseTunerLayer):
         raise SharingError(f"{name} is a {type(module).__name__}, which cannot be merged")
     try:
-        merged = copy.deepcopy(module)
+        merged: Any = copy.deepcopy(module)
         if dtype == torch.float32:
             merged = merged.float()
         if not merged.disable_adapters:
@@ -105,10 +107,11 @@ def engine_copy(base: Any, dtype: torch.dtype) -> Any:
     """
     from transformers import AutoModelForCausalLM
 
+    auto: Any = AutoModelForCausalLM
     device = next(base.parameters()).device
     config = copy.deepcopy(base.config)
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
+        model = auto.from_config(config, dtype=dtype, attn_implementation="sdpa")
     model.to_empty(device=device)
     model.tie_weights()
     tensors = Inventory.of(model).check(named_weights(base, dtype))

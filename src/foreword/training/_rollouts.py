@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import warnings
 from collections import defaultdict
 from typing import Any, Protocol
@@ -41,7 +40,7 @@ class TakesRollouts:
     model: Any
     state: Any
     accelerator: Any
-    _metrics: dict[str, dict[str, list[float]]]
+    _metrics: Any  # TRL: mode, name, values
 
     def __init__(self, *args: Any, rollouts: Rollouts | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -76,9 +75,8 @@ class TakesRollouts:
             back[row] = at
         ids = [completions[at] for at in back]
         self._rollout_logps = None if logps is None else [logps[at] for at in back]
-        if "num_generations" in inspect.signature(theirs).parameters:
-            return ids, self._rollout_logps
-        return ids  # RLOO has no use for log-probabilities
+        # RLOO gives images and further fields, and wants ids alone; GRPO gives the group's size too.
+        return (ids, self._rollout_logps) if len(args) + len(kwargs) > 2 else ids
 
     def _generate_and_score_completions(self, inputs: Any) -> Any:
         self._rollout_costs, self._rollout_logps = [], None
