@@ -22,6 +22,8 @@ class Scripted:
             if len(tokens) < LONGEST:
                 tokens[-1] = end
             written.append(tokens)
+        if len(args) + len(kwargs) == 2:  # RLOO has no use for log-probabilities
+            return written
         return written, None
 
 
