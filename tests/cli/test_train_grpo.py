@@ -17,7 +17,7 @@ from tests.cli.support import read_records, write_lines
 pytest.importorskip("trl")
 
 QUICK = ("--steps", 2, "--batch", 2, "--group", 2, "--max-tokens", 4, "--device", "cpu",
-         "--rollouts", "transformers", "--lr", "1e-3", "--threads", 1)  # fmt: skip
+         "--lr", "1e-3", "--threads", 1)  # fmt: skip
 REWARDS = """
 import math, os, signal
 
@@ -113,6 +113,8 @@ def test_it_trains_and_leaves_a_model_that_runs(run, policy, prompts, rewards, t
     assert (card["settings"]["method"], card["settings"]["lr"], card["steps"]) == ("grpo", 1e-3, 2)
     assert [each["name"] for each in card["rewards"]] == ["length", "length_penalty"]
     assert [each["use"] for each in card["data"]] == ["data", "evaluation"]
+    assert card["rollouts"] == "engine"
+    assert abs(card["last_step"]["rollouts/logp_gap_mean"]) < 1e-4
     assert len(card["curves"]["reward"]) == len(card["curves"]["eval_reward"]) == 2
     assert {"trl", "foreword", "torch"} <= card["versions"].keys()
     logged = read_records(out / "metrics.jsonl")
@@ -143,6 +145,19 @@ def test_lora_leaves_the_adapter_and_the_merged_model(run, policy, prompts, rewa
         merged = AutoModelForCausalLM.from_pretrained(out / "model")(ids).logits
     assert not torch.equal(base, adapted)
     torch.testing.assert_close(adapted, merged)
+
+
+def test_where_the_engine_cannot_write_transformers_does(run, policy, prompts, tmp_path):
+    kept = ("--set", 'generation_kwargs={"renormalize_logits": true}', "--steps", 1)
+    words = ("train", "grpo", policy, prompts, "--reward", "length:3", *QUICK, *kept)
+    assert run(*words, "-o", tmp_path / "a").code == 0
+    card = json.loads((tmp_path / "a" / "card.json").read_text())
+    assert card["rollouts"] == "transformers"
+    assert "renormalize_logits" in card["not_by_engine"]
+    assert run(*words, "-o", tmp_path / "b", "--rollouts", "transformers").code == 0
+    ran = run(*words, "-o", tmp_path / "c", "--rollouts", "engine")
+    assert (ran.code, "do not go with generation_kwargs['renorm" in ran.err) == (2, True)
+    assert not (tmp_path / "c").exists()
 
 
 def test_prefix_rft_needs_demonstrations(run, policy, prompts, rewards, tmp_path):
@@ -202,7 +217,7 @@ def test_flags_override_the_file(run, policy, prompts, rewards, tmp_path, suffix
     out, file = tmp_path / "run", tmp_path / f"c.{suffix}"
     said = {"model": str(policy), "data": str(prompts), "out": str(out), "steps": 9, "group": 2,
             "batch": 2, "max_tokens": 4, "lr": 1, "reward": f"{rewards}:length", "device": "cpu",
-            "rollouts": "transformers"}  # fmt: skip
+            }  # fmt: skip
     if suffix == "json":
         file.write_text(json.dumps({**said, "trl": {"top_p": 0.5, "top_k": 9}}))
     else:

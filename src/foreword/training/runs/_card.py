@@ -87,7 +87,8 @@ def readable(card: Mapping[str, Any]) -> str:
         if name.startswith("rollouts/") and value is not None
     ]
     rollouts = f"{card['rollouts']}, {card['processes']} process"
-    lines.append(f"| rollouts | {rollouts}{'es' if card['processes'] > 1 else ''} |")
+    why = f" ({card['not_by_engine']})" if card["not_by_engine"] else ""
+    lines.append(f"| rollouts | {rollouts}{'es' if card['processes'] > 1 else ''}{why} |")
     said = ", ".join(f"{key} {_short(value)}" for key, value in settings.items() if key != "trl")
     lines.append(f"| settings | {said} |")
     if settings["trl"]:

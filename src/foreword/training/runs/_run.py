@@ -16,6 +16,7 @@ from foreword.models import fingerprint, load_transformers
 from foreword.training._errors import SharingError
 from foreword.training._gsm8k import MARKER
 from foreword.training._model import refuse
+from foreword.training._rollout_engine import EngineRollouts
 from foreword.training._share import Sharing
 from foreword.training.runs._card import make_card, readable
 from foreword.training.runs._lengths import check_lengths
@@ -129,6 +130,7 @@ def reward_run(
         trainer = _trainer(
             trainer_class, policy, tokenizer.inner, config, settings, data, evaluation, rewards
         )
+        unfit = _choose_writer(trainer) if settings.rollouts == "auto" else ""
         watch = Watch(trainer, folder, identity, on_progress, should_stop)
         trainer.add_callback(watch)
         begun = time.monotonic()
@@ -146,6 +148,7 @@ def reward_run(
             "resumed_from": resumed,
             "seconds": round(seconds, 3),
             "rollouts": "transformers" if trainer.rollouts is None else "engine",
+            "not_by_engine": unfit or None,
             "written": written,
         }
         card = make_card(identity, watch.history, outcome)
@@ -256,7 +259,7 @@ def _trainer(
             peft_config=_lora(settings),
             sharing=Sharing() if settings.share else Sharing(min_gain=math.inf),
             non_finite_rewards=settings.non_finite_rewards,
-            rollouts=_rollouts(settings),
+            rollouts=EngineRollouts() if settings.rollouts == "engine" else None,
         )
     trainer.remove_callback(PrinterCallback)  # it prints to stdout
     trainer.create_model_card = _no_card  # TRL's would be OUT/README.md
@@ -283,13 +286,15 @@ def _lora(settings: RunSettings) -> Any:
     )
 
 
-def _rollouts(settings: RunSettings) -> Any:
-    if settings.rollouts == "transformers":
-        return None
-    import foreword.training as training
-
-    engine = getattr(training, "EngineRollouts", None)
-    return engine() if engine else None
+def _choose_writer(trainer: Any) -> str:
+    """Let the engine write where it can; else why it cannot."""
+    engine = EngineRollouts()
+    try:
+        engine.check(trainer)
+    except SharingError as error:
+        return str(error)
+    trainer.rollouts = engine
+    return ""
 
 
 def _save(trainer: Any, tokenizer: Any, out: Path, settings: RunSettings, main: bool) -> Any:
