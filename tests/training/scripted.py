@@ -5,6 +5,9 @@ from __future__ import annotations
 import random
 from typing import Any
 
+import pytest
+import torch
+
 LONGEST = 10
 
 
@@ -35,3 +38,18 @@ def scripted(trainer: type) -> type:
 def reward(completion_ids: list[list[int]], **_: Any) -> list[float]:
     """Something that differs from row to row."""
     return [float(sum(ids) % 11) for ids in completion_ids]
+
+
+def exact_positions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rotations in float64. TRL counts positions from the padding on, and transformers rounds their
+    angles to float32, after which only differences of equal positions are equal."""
+    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+    def forward(
+        self: Any, x: torch.Tensor, position_ids: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        angles = position_ids[..., None].double() * self.inv_freq.double()
+        angles = torch.cat((angles, angles), -1)
+        return angles.cos(), angles.sin()
+
+    monkeypatch.setattr(LlamaRotaryEmbedding, "forward", forward)

@@ -16,7 +16,7 @@ from trl.trainer.grpo_trainer import GRPOTrainer
 
 from foreword.training import SharedPrefixGRPOTrainer, Sharing
 from tests.training.beside import both, exact_float64, train
-from tests.training.scripted import LONGEST, reward, scripted
+from tests.training.scripted import LONGEST, exact_positions, reward, scripted
 
 Make = Callable[..., Any]
 SHARING = Sharing(min_run=4)
@@ -114,21 +114,6 @@ def test_three_steps_with_its_own_sampling_are_those_of_trl(make: Make) -> None:
     assert max(run.logged("kl")) > 0
 
 
-def _exact_positions(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rotations in float64. TRL counts positions from the padding on, and transformers rounds their
-    angles to float32, after which only differences of equal positions are equal."""
-    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
-
-    def forward(
-        self: Any, x: torch.Tensor, position_ids: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        angles = position_ids[..., None].double() * self.inv_freq.double()
-        angles = torch.cat((angles, angles), -1)
-        return angles.cos(), angles.sin()
-
-    monkeypatch.setattr(LlamaRotaryEmbedding, "forward", forward)
-
-
 @pytest.mark.parametrize(
     "settings", [{}, {"beta": 0.04, "optim": "adamw_torch"}, {"num_iterations": 2}]
 )
@@ -136,7 +121,7 @@ def test_in_float64_they_differ_by_rounding_alone(
     make: Make, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]
 ) -> None:
     exact_float64(monkeypatch)
-    _exact_positions(monkeypatch)
+    exact_positions(monkeypatch)
     both(
         lambda kind: make(kind, dtype=torch.float64, **settings),
         THEIRS,

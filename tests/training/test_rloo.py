@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 
 pytest.importorskip("trl", reason="the trainers need TRL (foreword[train])")
 
@@ -13,8 +14,8 @@ from trl.trainer.rloo_config import RLOOConfig
 from trl.trainer.rloo_trainer import RLOOTrainer
 
 from foreword.training import SharedPrefixRLOOTrainer, Sharing
-from tests.training.beside import both, train
-from tests.training.scripted import LONGEST, reward, scripted
+from tests.training.beside import both, exact_float64, train
+from tests.training.scripted import LONGEST, exact_positions, reward, scripted
 
 Make = Callable[..., Any]
 THEIRS, OURS = scripted(RLOOTrainer), scripted(SharedPrefixRLOOTrainer)
@@ -25,7 +26,12 @@ def make(tiny_model: Make, tokenizer: Any, prompts: Any, trainer_settings: dict[
     """`make(trainer_class, ours=, peft=, **settings of RLOOConfig)`."""
 
     def build(
-        kind: type, *, ours: dict[str, Any] | None = None, peft: Any = None, **settings: Any
+        kind: type,
+        *,
+        ours: dict[str, Any] | None = None,
+        peft: Any = None,
+        dtype: torch.dtype = torch.float32,
+        **settings: Any,
     ) -> Any:
         usual = {
             "per_device_train_batch_size": 8,
@@ -39,7 +45,7 @@ def make(tiny_model: Make, tokenizer: Any, prompts: Any, trainer_settings: dict[
         }
         extra = {"sharing": Sharing(min_run=4), **(ours or {})}
         return kind(
-            model=tiny_model(),
+            model=tiny_model(dtype),
             reward_funcs=reward,
             args=RLOOConfig(**{**trainer_settings, **usual, **settings}),
             train_dataset=prompts,
@@ -75,12 +81,20 @@ def test_low_rank_adapters(make: Make) -> None:
     assert min(map(abs, run.logged("kl"))) > 0  # RLOO's estimate has either sign
 
 
-def test_groups_stay_together_and_a_step_sums_the_same(make: Make) -> None:
-    settings = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 4}
+def test_groups_stay_together_and_a_step_sums_the_same(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exact_float64(monkeypatch)
+    exact_positions(monkeypatch)
+    settings = {
+        "per_device_train_batch_size": 4,
+        "gradient_accumulation_steps": 4,
+        "dtype": torch.float64,
+    }
     theirs, ours = train(make(THEIRS, **settings)), train(make(OURS, **settings))
     sums = [sum(run.losses[i : i + 4]) for run in (ours, theirs) for i in (0, 4, 8)]
-    assert sums[:3] == pytest.approx(sums[3:], abs=1e-5)
+    assert sums[:3] == pytest.approx(sums[3:], abs=1e-6)
     for name, value in ours.parameters.items():
-        assert value.sub(theirs.parameters[name]).abs().max() < 1e-5, name
+        assert value.sub(theirs.parameters[name]).abs().max() < 1e-10, name
     eager = {"keep_groups": False, "sharing": Sharing(min_run=1, min_gain=0)}
-    both(lambda kind: make(kind, **settings, ours=eager), THEIRS, OURS, 1e-5)
+    both(lambda kind: make(kind, **settings, ours=eager), THEIRS, OURS, 1e-10)
