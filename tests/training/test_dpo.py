@@ -105,7 +105,7 @@ def make(tiny_model: Make, tokenizer: Any, trainer_settings: dict[str, Any]) -> 
             eval_dataset=evaluated,
             processing_class=tokenizer,
             peft_config=peft,
-            **({} if kind is DPOTrainer else {"sharing": Sharing(4, self_check=self_check)}),
+            **({} if kind is DPOTrainer else {"sharing": Sharing(4, 0, self_check)}),
         )
 
     return build

@@ -19,7 +19,7 @@ from tests.training.beside import both, exact_float64, train
 from tests.training.scripted import LONGEST, exact_positions, reward, scripted
 
 Make = Callable[..., Any]
-SHARING = Sharing(min_run=4)
+SHARING = Sharing(min_run=4, min_gain=0)
 THEIRS, OURS = scripted(GRPOTrainer), scripted(SharedPrefixGRPOTrainer)
 TEMPLATE = (
     "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"

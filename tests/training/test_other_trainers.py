@@ -49,10 +49,10 @@ def turns() -> Dataset:
 def beside(make: Callable[[], Any], *, shared: bool = True) -> Tally:
     """Train what `make` makes plainly and with shared prefixes, and compare."""
     theirs, ours = make(), make()
-    forward = share_prefixes(ours.model, Sharing(min_run=4))
+    forward = share_prefixes(ours.model, Sharing(min_run=4, min_gain=0))
     reference = getattr(ours, "ref_model", None)
     if reference is not None:
-        share_prefixes(reference, Sharing(min_run=4)).tally = forward.tally
+        share_prefixes(reference, Sharing(min_run=4, min_gain=0)).tally = forward.tally
     same(train(ours), train(theirs), 1e-5, shared=False)
     return forward.tally
 
@@ -120,5 +120,7 @@ def test_kto_with_both_answers_of_a_prompt_in_a_batch(
         )
 
     tally = beside(make)
-    assert tally.shared_calls == tally.calls == 12, tally.reasons  # KL rows too, policy and reference
+    assert tally.shared_calls == tally.calls == 12, (
+        tally.reasons
+    )  # KL rows too, policy and reference
     assert tally.repeated_tokens > 1.5 * tally.computed_tokens

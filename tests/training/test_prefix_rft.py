@@ -16,14 +16,13 @@ from foreword.training import Sharing
 
 pytest.importorskip("trl")
 
-from trl import GRPOConfig  # noqa: E402
+from trl import GRPOConfig
 
-from foreword.training import (  # noqa: E402
+from foreword.training import (
     PrefixRFTConfig,
     PrefixRFTTrainer,
     SharedPrefixGRPOTrainer,
 )
-from tests.training.beside import train  # noqa: E402
 
 DEMONSTRATION = " in a castle with the king and all of his horses. He was happy."
 GROUP = 4
@@ -82,7 +81,7 @@ class Case:
             args=self.config(**changed) if args is None else args,
             train_dataset=self.data() if data is None else data,
             processing_class=self.tokenizer,
-            sharing=Sharing(min_run=4),
+            sharing=Sharing(min_run=4, min_gain=0),
             **given,
         )
 
@@ -197,7 +196,8 @@ def lengths(case: Case, losses_: list[Loss]) -> dict[Any, int]:
             length = int(mask.sum())
             assert mask[:length].all()
             # The policy may go on with the demonstration's own next token.
-            assert (found[prompt, ids] >= length) and (length > 0) == (found[prompt, ids] > 0)
+            assert found[prompt, ids] >= length
+            assert (length > 0) == (found[prompt, ids] > 0)
             marked[prompt, ids] = length
     return marked
 
@@ -272,11 +272,13 @@ def test_further_iterations_use_the_same_batch_unchanged(case: Case, advantage: 
 def test_without_prefixes_it_is_grpo(case: Case, none: str) -> None:
     changed: dict[str, Any] = {"prefix_rollouts": 0} if none == "no prefix" else {}
     data = case.data() if none == "no prefix" else case.data(None)
-    ours = train(case.trainer(data=data, **changed))
-    args = case.config(GRPOConfig, loss_type="dr_grpo", scale_rewards="none")
-    theirs = train(case.trainer(kind=SharedPrefixGRPOTrainer, args=args, data=data))
-    assert ours.losses == theirs.losses
-    assert all(torch.equal(p, theirs.parameters[n]) for n, p in ours.parameters.items())
+    ours = losses(case.trainer(data=data, max_steps=2, **changed))
+    args = case.config(GRPOConfig, loss_type="dr_grpo", scale_rewards="none", max_steps=2)
+    theirs = losses(case.trainer(kind=SharedPrefixGRPOTrainer, args=args, data=data))
+    assert [loss.value for loss in ours] == [loss.value for loss in theirs]
+    for name, grad in ours[1].grads.items():  # after a step
+        assert torch.equal(grad, theirs[1].grads[name])
+        assert torch.equal(ours[1].weights[name], theirs[1].weights[name])
 
 
 def test_prompts_without_a_demonstration_have_ordinary_rollouts(case: Case) -> None:

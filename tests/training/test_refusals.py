@@ -208,7 +208,10 @@ def test_completions_of_no_token_are_refused_by_name(make: Make) -> None:
 def test_completions_of_one_token_are_fine(make: Make, tokenizer: Any) -> None:
     trainer = make(
         SharedPrefixGRPOTrainer,
-        ours={"rollouts": Fixed([tokenizer.eos_token_id]), "sharing": Sharing(min_run=4)},
+        ours={
+            "rollouts": Fixed([tokenizer.eos_token_id]),
+            "sharing": Sharing(min_run=4, min_gain=0),
+        },
         max_steps=1,
     )
     trainer.train()

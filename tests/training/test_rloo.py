@@ -43,7 +43,7 @@ def make(tiny_model: Make, tokenizer: Any, prompts: Any, trainer_settings: dict[
             "gradient_checkpointing": False,
             "seed": 5,
         }
-        extra = {"sharing": Sharing(min_run=4), **(ours or {})}
+        extra = {"sharing": Sharing(min_run=4, min_gain=0), **(ours or {})}
         return kind(
             model=tiny_model(dtype),
             reward_funcs=reward,

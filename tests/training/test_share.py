@@ -212,7 +212,11 @@ def test_positional_arguments_go_through_as_they_came(
         ([PROMPT], EAGER, "nothing in common"),
         ([PROMPT, OTHER], EAGER, "nothing in common"),
         ([PROMPT, [*PROMPT[:5], *OTHER]], Sharing(min_run=6), "nothing in common"),
-        ([PROMPT, [*PROMPT[:5], *OTHER]], Sharing(min_run=4, min_gain=2), "too little in common"),
+        (
+            [PROMPT, [*PROMPT[:5], *OTHER]],
+            Sharing(min_run=4, min_gain=2),
+            "too little in common to be quicker",
+        ),
     ],
 )
 def test_where_sharing_does_not_pay_the_call_goes_through_as_it_came(

@@ -21,6 +21,7 @@ from torch import Tensor
 from foreword.training._check import compare, compute_dtype
 from foreword.training._errors import SharingError
 from foreword.training._forest import Packed, pack
+from foreword.training._gain import Shape, expected_gain
 from foreword.training._model import attach, base_model, inputs, refuse_too_long
 from foreword.training._rectangle import IGNORED, Rectangle
 from foreword.training._tally import ALONE, LITTLE, Patience, Tally
@@ -35,8 +36,9 @@ class Sharing:
 
     Args:
         min_run: shorter runs of common tokens are not worth a segment.
-        min_gain: a batch is computed packed if that is so many times fewer tokens; else as it came.
-            Padding counts as tokens: the plain call computes it.
+        min_gain: a batch is computed packed if that is expected to be so many times as quick as
+            the padded rows, by its tokens, its attention and the model's shape; else as it came. 0
+            packs whatever shares a run.
         self_check: compare the first packed call of a model with the plain one, without gradients,
             and stop if they differ. Costs one forward pass.
 
@@ -52,7 +54,7 @@ class Sharing:
         if self.min_run < 1:
             raise SharingError(f"min_run is {self.min_run}: a segment has at least one token")
         if not self.min_gain >= 0 or math.isnan(self.min_gain):
-            raise SharingError(f"min_gain is {self.min_gain}: it is a ratio of tokens, 0 or more")
+            raise SharingError(f"min_gain is {self.min_gain}: how many times as quick, 0 or more")
 
 
 class SharedForward:
@@ -68,6 +70,7 @@ class SharedForward:
         self.sharing = sharing
         self.tally = Tally()
         self._model = model
+        self._shape = Shape.of(model.config)
         self._plain = model.forward
         self._patience = Patience()
         self._checked = False
@@ -88,7 +91,7 @@ class SharedForward:
         self.tally.plan_seconds += time.perf_counter() - began
         if not packed.saved:
             return self._as_it_came(args, kwargs, ALONE)
-        if ids.numel() < self.sharing.min_gain * packed.forest.tokens:
+        if expected_gain(packed, *ids.shape, self._shape) < self.sharing.min_gain:
             return self._as_it_came(args, kwargs, LITTLE)
         self._patience.shared()
         self.tally.shared(ids.numel(), packed.forest.tokens)

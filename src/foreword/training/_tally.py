@@ -10,15 +10,15 @@ from dataclasses import dataclass, field
 _log = logging.getLogger("foreword.training")
 
 ALONE = "nothing in common"
-LITTLE = "too little in common"
+LITTLE = "too little in common to be quicker"
 PATIENCE = 8  # calls without sharing before it is said
 
 _WAY_OUT = {
     ALONE: "a batch holds no two rows that begin alike: let per_device_train_batch_size be a "
     "multiple of num_generations, and leave keep_groups on",
     LITTLE: "prompts are short beside the completions, or batches hold parts of groups only: a "
-    "larger per_device_train_batch_size lets more rows share; Sharing(min_gain=1) packs whatever "
-    "shares a token",
+    "larger per_device_train_batch_size lets more rows share; Sharing(min_gain=0) packs all the "
+    "same",
 }
 
 

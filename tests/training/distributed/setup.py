@@ -81,7 +81,7 @@ class Setup:
 
 
 def _ours(kind: type) -> dict[str, Any]:
-    return {"sharing": Sharing(min_run=4)} if issubclass(kind, SharesPrefixes) else {}
+    return {"sharing": Sharing(min_run=4, min_gain=0)} if issubclass(kind, SharesPrefixes) else {}
 
 
 def letters(completions: list[str], **_: Any) -> list[float]:
