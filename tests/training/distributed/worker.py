@@ -13,7 +13,7 @@ from datasets import disable_progress_bars
 from transformers.utils import logging
 from trl import DPOTrainer, GRPOTrainer
 
-from foreword.training import SharedPrefixDPOTrainer, SharedPrefixGRPOTrainer
+from foreword.training import EngineRollouts, SharedPrefixDPOTrainer, SharedPrefixGRPOTrainer
 from tests.training.distributed.setup import RANK, Setup, letters, outcome, pairs, unlike
 
 GRPO = (GRPOTrainer, SharedPrefixGRPOTrainer)
@@ -42,6 +42,19 @@ class TheirWritten(Written, GRPOTrainer):
 
 class OurWritten(Written, SharedPrefixGRPOTrainer):
     pass
+
+
+class EngineWritten(SharedPrefixGRPOTrainer):
+    """Completions by an engine on each rank."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, rollouts=EngineRollouts(kv_memory="4MiB"), **kwargs)
+        self.written: list[Any] = []
+
+    def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
+        result = super()._generate_single_turn(*args, **kwargs)
+        self.written.append(result[0])
+        return result
 
 
 class Dies:
@@ -88,7 +101,13 @@ def equal(setup: Setup) -> dict[str, Any]:
             mask_truncated_completions=True,
             **accumulated,
         ),
+        "rollouts": engine_written(setup),
     }
+
+
+def engine_written(setup: Setup) -> dict[str, Any]:
+    trainer = setup.grpo(EngineWritten, per_device_train_batch_size=2)  # groups over ranks
+    return {"ours": outcome(trainer), "completions": trainer.written}
 
 
 def grpo_dies(setup: Setup) -> None:
