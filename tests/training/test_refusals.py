@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -20,6 +21,7 @@ from foreword.training._mixin import _refuse_sharded
 from tests.training.scripted import LONGEST, reward, scripted
 
 Make = Callable[..., Any]
+OURS = scripted(SharedPrefixGRPOTrainer)
 
 
 @pytest.fixture
@@ -27,7 +29,7 @@ def make(tiny_model: Make, tokenizer: Any, prompts: Any, trainer_settings: dict[
     """`make(model=, rewards=, ours=, **settings of GRPOConfig)`."""
 
     def build(
-        kind: type = scripted(SharedPrefixGRPOTrainer),
+        kind: type = OURS,
         *,
         model: Any = None,
         rewards: Any = reward,
@@ -55,7 +57,7 @@ def make(tiny_model: Make, tokenizer: Any, prompts: Any, trainer_settings: dict[
     return build
 
 
-class Reached(Exception):
+class ReachedError(Exception):
     """TRL's constructor was called."""
 
 
@@ -64,9 +66,9 @@ def light(monkeypatch: pytest.MonkeyPatch) -> None:
     """TRL's constructor does nothing but say that it was reached."""
 
     def reached(self: Any, model: Any, reward_funcs: Any = None, **_: Any) -> None:
-        raise Reached
+        raise ReachedError
 
-    reached.__signature__ = __import__("inspect").signature(GRPOTrainer.__init__)  # type: ignore[attr-defined]
+    reached.__signature__ = inspect.signature(GRPOTrainer.__init__)  # type: ignore[attr-defined]
     monkeypatch.setattr(GRPOTrainer, "__init__", reached)
 
 
@@ -109,9 +111,9 @@ class TestBeforeAnythingIsLoaded:
             make(model=model())
 
     def test_a_model_that_can_share_goes_on(self, make: Make) -> None:
-        with pytest.raises(Reached):
+        with pytest.raises(ReachedError):
             make()
-        with pytest.raises(Reached):
+        with pytest.raises(ReachedError):
             make(model="name-of-a-model")
 
     def test_dropout_is_fine_where_trl_switches_it_off(self, make: Make) -> None:
@@ -119,7 +121,7 @@ class TestBeforeAnythingIsLoaded:
         model.model.layers[0].mlp.act_fn = torch.nn.Dropout(0.1)
         with pytest.raises(SharingError, match="disable_dropout=True"):
             make(model=model)
-        with pytest.raises(Reached):
+        with pytest.raises(ReachedError):
             make(model=model, disable_dropout=True)
 
     def test_adapters_with_dropout_or_vectors_before_the_text(self, make: Make) -> None:

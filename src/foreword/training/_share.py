@@ -91,7 +91,8 @@ class SharedForward:
         self.tally.plan_seconds += time.perf_counter() - began
         if not packed.saved:
             return self._as_it_came(args, kwargs, ALONE)
-        if expected_gain(packed, *ids.shape, self._shape) < self.sharing.min_gain:
+        rows, columns = ids.shape
+        if expected_gain(packed, rows, columns, self._shape) < self.sharing.min_gain:
             return self._as_it_came(args, kwargs, LITTLE)
         self._patience.shared()
         self.tally.shared(ids.numel(), packed.forest.tokens)
