@@ -174,7 +174,8 @@ def test_prefix_rft_needs_demonstrations(run, policy, prompts, rewards, tmp_path
     ran = run(*words)
     assert ran.code == 0, ran.err
     card = json.loads((out / "card.json").read_text())
-    assert card["settings"]["trl"] == {"prefix_low_start": 0.9, "top_p": 0.9}
+    own = {"prefix_low_start": 0.9, "top_p": 0.9, "prefix_decay_steps": 2}
+    assert card["settings"]["trl"] == own
     assert card["paper"].startswith("Prefix-RFT")
     bare = write_lines(tmp_path / "bare.jsonl", {"prompt": "a"})
     ran = run("train", "prefix-rft", policy, bare, "-o", tmp_path / "b", *reward, *QUICK)
@@ -335,6 +336,7 @@ def test_gsm8k_is_read_from_its_directory(run, policy, tmp_path):
     ran = run("train", "prefix-rft", policy, gsm8k, "-o", out, *words)
     assert ran.code == 0, ran.err
     card = json.loads((out / "card.json").read_text())
+    assert card["settings"]["trl"] == {"prefix_decay_steps": 1, "prefix_stop_at": "####"}
     assert [Path(each["path"]).stem for each in card["data"]] == ["gsm8k_train", "gsm8k_test"]
 
 

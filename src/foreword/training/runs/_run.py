@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -95,6 +95,7 @@ def reward_run(
     folder = Path(out)
     trainer_class, config_class = _classes(settings)
     check_trl(settings.trl, config_class)
+    settings = _decided(settings, data)
     checkpoint = check_out(folder, resume)
     if not rewards:
         raise ParameterError("no reward is given: training needs at least one function")
@@ -102,7 +103,7 @@ def reward_run(
         check_reward(reward, data.columns)
     if evaluation is not None:
         check_columns(data, evaluation)
-    config = _config(config_class, settings, folder, data, evaluation is not None, device)
+    config = _config(config_class, settings, folder, evaluation is not None, device)
     policy, tokenizer = load_transformers(
         model, dtype="float32" if dtype == "auto" else dtype, device=config.device
     )
@@ -171,9 +172,17 @@ def _classes(settings: RunSettings) -> tuple[Any, Any]:
     return trainer, GRPOConfig
 
 
-def _config(
-    config_class: Any, settings: RunSettings, out: Path, data: Prompts, looks: bool, device: str
-) -> Any:
+def _decided(settings: RunSettings, data: Prompts) -> RunSettings:
+    """`settings` with what the steps and the data say of Prefix-RFT's own."""
+    if settings.method != "prefix-rft":
+        return settings
+    own: dict[str, Any] = {"prefix_decay_steps": settings.steps}
+    if data.solved:
+        own["prefix_stop_at"] = MARKER  # or the longest prefixes would hold the answer
+    return replace(settings, trl={**own, **settings.trl})
+
+
+def _config(config_class: Any, settings: RunSettings, out: Path, looks: bool, device: str) -> Any:
     import torch
 
     if device not in ("auto", "cpu", "cuda"):
@@ -187,10 +196,6 @@ def _config(
         "save_total_limit": 2,
         "dataloader_pin_memory": not cpu,
     }
-    if settings.method == "prefix-rft":
-        given["prefix_decay_steps"] = settings.steps
-        if data.solved:
-            given["prefix_stop_at"] = MARKER  # or the longest prefixes would hold the answer
     given.update(settings.trl)
     each = settings.group * settings.groups_at_once
     looking = looks and settings.looks > 0
