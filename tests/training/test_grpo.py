@@ -29,13 +29,14 @@ TEMPLATE = (
 
 @pytest.fixture
 def make(tiny_model: Make, tokenizer: Any, prompts: Any, trainer_settings: dict[str, Any]) -> Make:
-    """`make(trainer_class, data=, peft=, dtype=, **settings of GRPOConfig)`."""
+    """`make(trainer_class, data=, peft=, wrap=, dtype=, **settings of GRPOConfig)`."""
 
     def build(
         kind: type,
         *,
         data: Any = None,
         peft: Any = None,
+        wrap: Callable[[Any], Any] = lambda model: model,
         dtype: torch.dtype = torch.float32,
         evaluated: Any = None,
         ours: dict[str, Any] | None = None,
@@ -53,7 +54,7 @@ def make(tiny_model: Make, tokenizer: Any, prompts: Any, trainer_settings: dict[
         }
         extra = {"sharing": SHARING, **(ours or {})}
         return kind(
-            model=tiny_model(dtype),
+            model=wrap(tiny_model(dtype)),
             reward_funcs=reward,
             args=GRPOConfig(**{**trainer_settings, **usual, **settings}),
             train_dataset=prompts if data is None else data,
@@ -78,6 +79,7 @@ CASES: dict[str, dict[str, Any]] = {
     "three": {"num_generations": 3, "per_device_train_batch_size": 6},
     "eight": {"num_generations": 8},
     "reference": {"beta": 0.04},
+    "synced-reference": {"beta": 0.04, "sync_ref_model": True, "ref_model_sync_steps": 1},
     "checkpointed": {"gradient_checkpointing": True},
     "checkpointed-reentrant": {
         "gradient_checkpointing": True,
@@ -140,6 +142,27 @@ def test_low_rank_adapters(make: Make, beta: float) -> None:
     )
     if beta:
         assert min(run.logged("kl")) > 0  # the reference is the model without its adapter
+
+
+def test_an_adapter_that_was_there_before(make: Make) -> None:
+    peft = pytest.importorskip("peft")
+
+    def build(kind: type) -> Any:
+        def adapted(model: Any) -> Any:
+            torch.manual_seed(3)
+            return peft.get_peft_model(model, lora())
+
+        return make(kind, wrap=adapted, beta=0.04, learning_rate=0.05)
+
+    run, _ = both(build, THEIRS, OURS, 1e-5)
+    assert run.logged("kl")[0] == pytest.approx(0, abs=1e-6)  # the reference is a copy of it
+    assert run.logged("kl")[-1] > 1e-6
+
+
+def test_a_generation_that_lasts_for_several_steps(make: Make) -> None:
+    eager = {"keep_groups": False, "sharing": Sharing(min_run=1, min_gain=0)}
+    settings = {"per_device_train_batch_size": 4, "steps_per_generation": 2, "epsilon": 0.01}
+    both(lambda kind: make(kind, ours=eager, **settings), THEIRS, OURS, 1e-5)
 
 
 def test_in_bfloat16_they_differ_by_its_rounding(make: Make) -> None:

@@ -131,6 +131,12 @@ class TestBeforeAnythingIsLoaded:
         with pytest.raises(SharingError, match="PrefixTuningConfig puts vectors in front"):
             make(peft=peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4))
 
+    def test_two_who_write_completions(self, make: Make) -> None:
+        with pytest.raises(SharingError, match="both write the completions"):
+            make(use_vllm=True, ours={"rollouts": Fixed([5])})
+        with pytest.raises(ReachedError):
+            make(use_vllm=True)
+
     def test_compiling(self, make: Make) -> None:
         with pytest.raises(SharingError, match="torch_compile=True"):
             make(torch_compile=True)

@@ -30,7 +30,8 @@ class ChecksRollouts:
             there were in all processes as ``rewards/non_finite``.
 
     Raises:
-        SharingError: another value of `non_finite_rewards`; later, such a reward or completion.
+        SharingError: another value of `non_finite_rewards`, or `rollouts` beside vLLM; later, such
+            a reward or completion.
     """
 
     if TYPE_CHECKING:
@@ -44,6 +45,11 @@ class ChecksRollouts:
         if non_finite_rewards not in ("stop", "skip"):
             raise SharingError(
                 f"non_finite_rewards is {non_finite_rewards!r}: it is 'stop' or 'skip'"
+            )
+        settings = kwargs.get("args", args[2] if len(args) > 2 else None)
+        if kwargs.get("rollouts") is not None and getattr(settings, "use_vllm", False):
+            raise SharingError(
+                "use_vllm=True and rollouts= both write the completions: leave one of them out"
             )
         self.non_finite_rewards = non_finite_rewards
         super().__init__(*args, **kwargs)
