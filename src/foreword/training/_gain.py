@@ -17,7 +17,7 @@ from typing import Any
 
 from foreword.training._forest import Packed
 
-PAIR = 30.0
+PAIR = 2.0
 """Time of a multiply-add of attention over that of a matrix product, there and back."""
 
 BLOCK = 512
