@@ -44,11 +44,14 @@ def afresh(model, dtype=torch.float32, **settings):
 
 
 @pytest.mark.parametrize(
-    ("decoder", "dtype"),
-    [("auto", torch.float32), ("auto", torch.bfloat16), ("transformers", torch.float32)],
-    ids=["auto-fp32", "auto-bf16", "transformers-fp32"],
+    ("shape", "decoder", "dtype"),
+    [
+        *((shape, "auto", torch.float32) for shape in SHAPES),
+        *((shape, "auto", torch.bfloat16) for shape in SHAPES[:3]),
+        *((shape, "transformers", torch.float32) for shape in ("qwen2-bias", "mistral-no-window")),
+    ],
+    ids=str,
 )
-@pytest.mark.parametrize("shape", SHAPES)
 def test_an_updated_engine_says_bit_for_bit_what_a_fresh_one_says(
     shape, decoder, dtype, plain_model, moved
 ):
@@ -235,6 +238,34 @@ def test_an_interrupted_update_is_no_model_until_one_succeeds(plain_model, moved
         llm.generate(PROMPT)
     llm.update_weights(new)
     assert answers(llm) == answers(afresh(new))
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+def test_merged_adapters_are_weights_like_any(plain_model):
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(r=2, target_modules=["q_proj", "up_proj"], init_lora_weights=False)
+    adapted = peft.get_peft_model(copy.deepcopy(plain_model(SHAPE)), config)
+    llm = afresh(plain_model(SHAPE))
+    with pytest.raises(ForewordError, match=r"unknown: .*adapters merged; nothing has changed"):
+        llm.update_weights(adapted)
+    merged = adapted.merge_and_unload()
+    llm.update_weights(merged)
+    assert answers(llm) == answers(afresh(merged)) != answers(afresh(plain_model(SHAPE)))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_recorded_graphs_replay_the_new_weights(plain_model, moved):
+    new = moved(SHAPE)
+
+    def graphed(model):
+        loaded = wrap_model(copy.deepcopy(model).to("cuda"), name="graphed")
+        return LLM(loaded, kv_memory="4MiB", cuda_graphs=True)
+
+    llm = graphed(plain_model(SHAPE))
+    answers(llm)  # records
+    llm.update_weights(new)
+    assert answers(llm) == answers(graphed(new))
 
 
 def test_many_callers_get_the_new_weights(plain_model, moved):

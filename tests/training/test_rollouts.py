@@ -301,6 +301,7 @@ def test_engines_of_another_format(make):
         ({"generation_kwargs": {"num_beams": 3}}, r"generation_kwargs\['num_beams'\]"),
         ({"generation_kwargs": {"temperature": 3.0}}, r"generation_kwargs\['temperature'\]"),
         ({"cache_implementation": "static"}, "cache_implementation"),
+        ({"generation_kwargs": {"top_p": 1.5}}, "top_p must be"),
     ],
 )
 def test_what_the_engine_does_not_do_is_refused_by_name(settings, said, make):
@@ -321,6 +322,7 @@ def test_known_generation_arguments_are_taken(make):
         ({"sed": 3}, "'sed' is no setting of rollouts"),
         ({"seed": 3}, "'seed' is no setting of rollouts: .* are the trainer's"),
         ({"max_batch": 0}, "max_batch is 0"),
+        ({"decoder": "fast"}, "decoder 'fast' is unknown"),
     ],
 )
 def test_settings_are_checked_where_they_are_given(settings, said):

@@ -35,6 +35,9 @@ class Updating:
         of the old ones is refused from here on. Only should the copying itself be interrupted is
         the engine left without a model: it refuses requests until an update succeeds.
 
+        The model is mutated: another engine around the same `LoadedModel` would keep a cache of the
+        old weights, so each needs its own.
+
         Costs reading all weights once, and on a CPU bringing them into the layout that products
         want; peak memory is the largest product more, besides what `source` holds.
 

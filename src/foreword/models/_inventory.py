@@ -115,8 +115,8 @@ class Inventory:
 
     def _other_meaning(self, model: nn.Module) -> list[str]:
         theirs = getattr(model, "config", None)
-        if hasattr(model, "peft_config") or theirs is None:
-            return [f"a {type(model).__name__} is not a plain transformers model"]
+        if theirs is None:
+            return [f"a {type(model).__name__} is no transformers model (give the one inside)"]
         mine: dict[str, Any] = self.config.to_dict()
         other: dict[str, Any] = theirs.to_dict()
         return [

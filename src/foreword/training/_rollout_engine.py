@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import weakref
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -88,6 +88,9 @@ class EngineRollouts:
                     f"{name!r} is no setting of rollouts: the engine takes "
                     f"{', '.join(sorted(known_settings))}; seed and sampling are the trainer's"
                 )
+        if decoder not in get_args(Decoder):
+            known = ", ".join(repr(each) for each in get_args(Decoder))
+            raise ParameterError(f"decoder {decoder!r} is unknown: use one of {known}")
         EngineConfig(**config)
         self.last_cost: RolloutCost | None = None
         self.llm: LLM | None = None
@@ -107,6 +110,7 @@ class EngineRollouts:
 
         Raises:
             SharingError: as said.
+            ParameterError: a sampling parameter outside its limits.
         """
         args = trainer.args
         found = [
@@ -134,6 +138,7 @@ class EngineRollouts:
                 "or leave rollouts out"
             )
         plain_model(trainer)
+        self._sampling(trainer, 1)
 
     def generate(
         self, trainer: Any, prompts: list[list[int]], samples: list[int]

@@ -75,7 +75,7 @@ class TakesRollouts:
             back[row] = at
         ids = [completions[at] for at in back]
         self._rollout_logps = None if logps is None else [logps[at] for at in back]
-        # RLOO gives images and further fields, and wants ids alone; GRPO gives the group's size too.
+        # RLOO gives images and further fields, and wants ids alone; GRPO gives the group's size.
         return (ids, self._rollout_logps) if len(args) + len(kwargs) > 2 else ids
 
     def _generate_and_score_completions(self, inputs: Any) -> Any:
