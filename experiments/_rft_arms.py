@@ -14,7 +14,9 @@ import time
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -57,7 +59,7 @@ class Arm:
 
     Attributes:
         supervised: share of the steps that are supervised, all of them first.
-        lr: rate of the steps of reinforcement.
+        lr: rate of the steps of reinforcement; 0 for none of them.
         sft_lr: rate of the supervised ones.
         options: settings of `PrefixRFTConfig`.
         others: every problem has the demonstration of another one.
@@ -140,11 +142,10 @@ def run_job(job: Job) -> tuple[Job, Found]:
     model.load_state_dict(torch.load(job.start))
     own = problems(job.seed, job.size)
     supervised = round(job.arm.supervised * job.size.steps)
+    reinforced = job.size.steps - supervised if job.arm.lr else 0
     if supervised:
         learn_demonstrations(model, own.demonstrations, job, supervised)
-    log = []
-    if supervised < job.size.steps:
-        log = reinforce(model, own.demonstrations, job, job.size.steps - supervised)
+    log = reinforce(model, own.demonstrations, job, reinforced) if reinforced else []
     judged = own.dev if job.dev else own.test
     drawn = solve(model, judged[: job.size.test // 2], samples=SAMPLES, seed=job.seed)
     found = Found(
@@ -246,7 +247,7 @@ def fifths(log: Sequence[Mapping[str, float]], name: str) -> tuple[float, ...]:
     if len(values) < 5:
         return ()
     cuts = [len(values) * part // 5 for part in range(6)]
-    return tuple(sum(values[a:b]) / (b - a) for a, b in zip(cuts[:-1], cuts[1:], strict=True))
+    return tuple(fmean(values[a:b]) for a, b in pairwise(cuts))
 
 
 def quiet() -> None:

@@ -16,9 +16,9 @@ reaches that mark.
 On seed 100 each of five arms has four trials of its own, judged by 400 problems to choose by: four
 rates for SFT, RFT and Prefix-RFT; four splits for SFT before RFT and four weights for RFT with a
 supervised loss beside it, which take the rates chosen for SFT and RFT. The ablations of Prefix-RFT
-and the control have its rate. The control is given other problems' demonstrations: where those help,
-it is not what they say about the problem. From a second start, which has seen no problem of three
-digits and solves none, the arms run again as they were tuned on the first.
+and the control have its rate. The control is given other problems' demonstrations: where those
+help, it is not what they say about the problem. From a second start, which has seen no problem of
+three digits and solves none, some arms run again as they were tuned on the first.
 
 Differences are between arms of the same seed; intervals are Student's t, 95 %, over seeds.
 """
