@@ -198,13 +198,15 @@ def test_what_comes_before_training_is_shared_too(make: Make) -> None:
             trainer = make(kind, precompute_ref_log_probs=True, self_check=False)
         finally:
             handle.remove()
-        return seen, trainer.train_dataset
+        return seen, trainer
 
     theirs, expected = tokens(DPOTrainer)
     ours, got = tokens(SharedPrefixDPOTrainer)
     assert 0 < ours < theirs / 2
+    assert not got.shared.tally.calls  # the log is to be of steps
     for column in ("ref_chosen_logps", "ref_rejected_logps"):
-        assert list(got[column]) == pytest.approx(list(expected[column]), rel=1e-5)
+        mine, other = (list(trainer.train_dataset[column]) for trainer in (got, expected))
+        assert mine == pytest.approx(other, rel=1e-5)
 
 
 def test_evaluations_are_equal_and_say_what_they_shared(make: Make) -> None:

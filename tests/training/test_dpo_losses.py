@@ -75,7 +75,7 @@ def draw(dice: random.Random, number: int = 3) -> list[dict[str, list[int]]]:
     opening = [dice.randrange(10, 90) for _ in range(dice.randrange(0, 30))]
     found = []
     for _ in range(number):
-        own = [dice.randrange(10, 90) for _ in range(dice.randrange(1, 8))]
+        own = [dice.randrange(10, 90) for _ in range(dice.randrange(2, 8))]
         alike = [dice.randrange(10, 90) for _ in range(dice.choice([0, 0, 3]))]
         chosen, rejected = (
             alike + [dice.randrange(10, 90) for _ in range(dice.randrange(0, 9))] for _ in range(2)
