@@ -22,7 +22,7 @@ class ChecksRollouts:
     nor a completion of no token TRL.
 
     TRL takes NaN for "this function does not apply to this row", as if the function had returned
-    None, and an infinity makes every advantage of its group NaN, which TRL turns into 0.
+    None, and an infinity leaves no usable advantage in its group.
 
     Args:
         non_finite_rewards: ``"stop"`` raises `SharingError` naming the function, the prompt and the
