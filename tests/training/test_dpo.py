@@ -74,7 +74,7 @@ def with_answers(answers: list[tuple[str, str]]) -> Dataset:
 
 @pytest.fixture
 def make(tiny_model: Make, tokenizer: Any, trainer_settings: dict[str, Any]) -> Make:
-    """`make(kind, data=, reference=, peft=, dtype=, evaluated=, **settings of DPOConfig)`."""
+    """`make(kind, data=, ..., **settings of DPOConfig)`: what differs from TRL's example."""
 
     def build(
         kind: type,
@@ -82,6 +82,7 @@ def make(tiny_model: Make, tokenizer: Any, trainer_settings: dict[str, Any]) -> 
         data: Dataset | None = None,
         reference: bool = False,
         peft: Any = None,
+        adapted: Any = None,
         dtype: torch.dtype = torch.float32,
         evaluated: Dataset | None = None,
         chat: str | None = None,
@@ -96,9 +97,12 @@ def make(tiny_model: Make, tokenizer: Any, trainer_settings: dict[str, Any]) -> 
             "seed": 5,
         }
         tokenizer.chat_template = chat
+        model = tiny_model(dtype)
         torch.manual_seed(3)
+        if adapted is not None:
+            model = pytest.importorskip("peft").get_peft_model(model, adapted)
         return kind(
-            model=tiny_model(dtype),
+            model=model,
             ref_model=tiny_model(dtype) if reference else None,
             args=DPOConfig(**{**trainer_settings, **usual, **settings}),
             train_dataset=pairs() if data is None else data,
@@ -174,12 +178,15 @@ def test_chats_behind_one_system_prompt_are_equal(make: Make) -> None:
     assert min(ours.logged("sharing/token_ratio")) > 2
 
 
-def test_adapters_and_the_model_without_them_are_equal(make: Make) -> None:
+@pytest.mark.parametrize("given", ["peft", "adapted"])
+def test_adapters_and_the_model_before_them_are_equal(make: Make, given: str) -> None:
+    """The reference is the model without new adapters, or with those it came with as they were."""
     peft = pytest.importorskip("peft")
     config = peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
-    ours, _ = compare(make, peft=config, learning_rate=0.01)
+    ours, _ = compare(make, learning_rate=0.01, **{given: config})
     assert ours.trainer.ref_model is None
-    assert abs(ours.logged("rewards/margins")[0]) > 1e-3  # the reference is without adapters
+    assert (abs(ours.logged("rewards/margins")[0]) > 1e-3) == (given == "peft")
+    assert abs(ours.logged("rewards/margins")[2]) > 1e-3
 
 
 def test_what_comes_before_training_is_shared_too(make: Make) -> None:
