@@ -77,8 +77,9 @@ def readable(card: Mapping[str, Any]) -> str:
             )
     ratio = last.get("sharing/token_ratio")
     if ratio:
+        first = " (by the first process)" if card["processes"] > 1 else ""
         lines.append(
-            f"| tokens not computed again | {card['tokens_saved']:,.0f} in all; in the last step "
+            f"| tokens not computed again{first} | {card['tokens_saved']:,.0f} in all; in the last step "
             f"{ratio:.2f} times fewer than without sharing |"
         )
     lines += [

@@ -195,6 +195,7 @@ def _config(config_class: Any, settings: RunSettings, out: Path, looks: bool, de
         "report_to": [],
         "save_total_limit": 2,
         "dataloader_pin_memory": not cpu,
+        "ddp_find_unused_parameters": False,
     }
     given.update(settings.trl)
     each = settings.group * settings.groups_at_once
