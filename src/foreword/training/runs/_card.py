@@ -79,8 +79,8 @@ def readable(card: Mapping[str, Any]) -> str:
     if ratio:
         first = " (by the first process)" if card["processes"] > 1 else ""
         lines.append(
-            f"| tokens not computed again{first} | {card['tokens_saved']:,.0f} in all; in the last step "
-            f"{ratio:.2f} times fewer than without sharing |"
+            f"| tokens not computed again{first} | {card['tokens_saved']:,.0f} in all; in the last "
+            f"step {ratio:.2f} times fewer than without sharing |"
         )
     lines += [
         f"| {name} | {value:.3g} (last step) |"
