@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
 
@@ -109,12 +109,12 @@ def draw(rng: random.Random, digits: int) -> Problem:
 
 
 def distinct(rng: random.Random, digits: int, count: int, taken: set[Problem]) -> list[Problem]:
-    """`count` problems that are not taken yet. Mutates `taken`."""
+    """`count` problems that are not taken yet, in either order. Mutates `taken`."""
     found: list[Problem] = []
     while len(found) < count:
         problem = draw(rng, digits)
         if problem not in taken:
-            taken.add(problem)
+            taken |= {problem, replace(problem, a=problem.b, b=problem.a)}
             found.append(problem)
     return found
 
