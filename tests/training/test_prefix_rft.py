@@ -19,6 +19,7 @@ pytest.importorskip("trl")
 from trl import GRPOConfig
 
 from foreword.training import (
+    EngineRollouts,
     PrefixRFTConfig,
     PrefixRFTTrainer,
     SharedPrefixGRPOTrainer,
@@ -38,10 +39,13 @@ class Case:
     prompts: Any
     settings: dict[str, Any]
     seen: list[tuple[str, list[int], float]] = field(default_factory=list)
+    handed: list[int] = field(default_factory=list)  # tokens, beside `seen`
+    last: Any = None
 
     def reward(self, prompts: Any, completion_ids: Any, **kwargs: Any) -> list[float]:
         rewards = [float(sum(ids) % 5) for ids in completion_ids]
         self.seen += zip(prompts, completion_ids, rewards, strict=True)
+        self.handed += [len(b.prefix) for b in getattr(self.last, "_beginnings", None) or ()]
         return rewards
 
     def rewards(self) -> dict[tuple[int, ...], float]:
@@ -75,7 +79,7 @@ class Case:
         self, *, kind: Any = PrefixRFTTrainer, args: Any = None, data: Any = None, **changed: Any
     ) -> Any:
         given = {k: changed.pop(k) for k in ("eval_dataset", "rollouts") if k in changed}
-        return kind(
+        self.last = kind(
             model=self.model(),
             reward_funcs=self.reward,
             args=self.config(**changed) if args is None else args,
@@ -84,6 +88,7 @@ class Case:
             sharing=Sharing(min_run=4, min_gain=0),
             **given,
         )
+        return self.last
 
     @property
     def demonstration(self) -> list[int]:
@@ -180,26 +185,17 @@ def by_hand(
     return total.item(), {n: p.grad for n, p in model.named_parameters()}
 
 
-def lengths(case: Case, losses_: list[Loss]) -> dict[Any, int]:
-    """Prompt and completion to the length of its prefix, as rows of a group lie."""
-    found = {}
-    shown = case.begun()
-    for i, (prompt, ids, _) in enumerate(case.seen):
-        key = tuple(case.tokenizer(prompt)["input_ids"]), tuple(ids)
-        found[key] = shown[i] if i % GROUP == GROUP - 1 else 0
-    marked = {}
-    for loss in losses_:
-        inputs = loss.inputs
+def lengths(case: Case, found: list[Loss]) -> dict[Any, int]:
+    """The length of the prefix for each prompt and completion; asserts that batches mark it."""
+    rows = zip(case.seen, case.handed, strict=True)
+    told = {(tuple(case.tokenizer(p)["input_ids"]), tuple(ids)): n for (p, ids, _), n in rows}
+    for inputs in (loss.inputs for loss in found):
         for i, mask in enumerate(inputs["prefix_mask"]):
-            prompt = tuple(inputs["prompt_ids"][i][inputs["prompt_mask"][i].bool()].tolist())
-            ids = tuple(inputs["completion_ids"][i][inputs["completion_mask"][i].bool()].tolist())
-            length = int(mask.sum())
-            assert mask[:length].all()
-            # The policy may go on with the demonstration's own next token.
-            assert found[prompt, ids] >= length
-            assert (length > 0) == (found[prompt, ids] > 0)
-            marked[prompt, ids] = length
-    return marked
+            prompt = inputs["prompt_ids"][i][inputs["prompt_mask"][i].bool()].tolist()
+            ids = inputs["completion_ids"][i][inputs["completion_mask"][i].bool()].tolist()
+            length = told[tuple(prompt), tuple(ids)]
+            assert mask.tolist() == [t < length for t in range(len(mask))]
+    return told
 
 
 def test_the_last_rollout_of_each_group_begins_with_the_demonstration(case: Case) -> None:
@@ -207,11 +203,13 @@ def test_the_last_rollout_of_each_group_begins_with_the_demonstration(case: Case
     trainer.train()
     begun = case.begun()
     assert len(begun) == 3 * 8
-    handed = begun[GROUP - 1 :: GROUP]
+    handed = case.handed[GROUP - 1 :: GROUP]
     assert min(handed) >= 1
+    assert [n for i, n in enumerate(case.handed) if i % GROUP != GROUP - 1] == [0] * 18
+    assert all(a >= b for a, b in zip(begun, case.handed, strict=True))
     assert max(n for i, n in enumerate(begun) if i % GROUP != GROUP - 1) <= 1  # by chance
     assert max(len(ids) for _, ids, _ in case.seen) <= LONGEST
-    assert all(len(ids) > n for (_, ids, _), n in zip(case.seen, begun, strict=True) if n > 1)
+    assert all(len(ids) > n for (_, ids, _), n in zip(case.seen, case.handed, strict=True))
     logged = [entry for entry in trainer.state.log_history if "prefix_rft/low" in entry]
     assert [round(entry["prefix_rft/low"], 3) for entry in logged] == [0.95, 0.5, 0.05]
     total = len(case.demonstration)
@@ -354,15 +352,15 @@ def test_demonstrations_have_a_loss_of_their_own_in_the_same_forward(case: Case)
 
 
 def test_engine_rollouts_continue_prefixes(case: Case) -> None:
-    training = pytest.importorskip("foreword.training")
-    if not hasattr(training, "EngineRollouts"):
-        pytest.skip("no engine rollouts")
-    trainer = case.trainer(rollouts=training.EngineRollouts(), max_steps=2)
+    trainer = case.trainer(rollouts=EngineRollouts(), max_steps=2, demonstration_loss=0.1)
     trainer.train()
     begun = case.begun()
     assert min(begun[GROUP - 1 :: GROUP]) > 3
     assert max(n for i, n in enumerate(begun) if i % GROUP != GROUP - 1) <= 1
     assert max(len(ids) for _, ids, _ in case.seen) <= LONGEST
+    logged = [entry for entry in trainer.state.log_history if "rollouts/logp_gap_max" in entry]
+    assert len(logged) == 2  # of the tokens that the engine wrote
+    assert max(entry["rollouts/logp_gap_max"] for entry in logged) < 1e-3
 
 
 @pytest.mark.parametrize(

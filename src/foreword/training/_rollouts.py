@@ -112,6 +112,7 @@ class TakesRollouts:
         finally:
             self._comparing, theirs, self._compared = False, self._compared, None
         if theirs is not None:
+            theirs = theirs[: ours.shape[0], : ours.shape[1]]  # a trainer may add rows of its own
             self._log_gap(mode, ours, theirs, inputs["completion_mask"])
         return loss
 
@@ -150,8 +151,9 @@ class TakesRollouts:
                 f"at step {self.state.global_step} the log-probabilities of completions differ by "
                 f"{mean:.2g} a token between who wrote them and the trainer, more than the "
                 f"{expected:.2g} that rounding explains: the gradient is that of another policy "
-                "than the one that was sampled. Take EngineRollouts(dtype='float32'), or look for "
-                "what the trainer's forward does and the engine's does not",
+                "than the one that was sampled. Compute both in float32 (bf16=False and "
+                "EngineRollouts(dtype='float32')); if it stays, look for what the trainer's "
+                "forward does and the engine's does not",
                 RuntimeWarning,
                 stacklevel=2,
             )
