@@ -48,6 +48,7 @@ def afresh(model, dtype=torch.float32, **settings):
     [
         *((shape, "auto", torch.float32) for shape in SHAPES),
         *((shape, "auto", torch.bfloat16) for shape in SHAPES[:3]),
+        (SHAPE, "auto", torch.float16),
         *((shape, "transformers", torch.float32) for shape in ("qwen2-bias", "mistral-no-window")),
     ],
     ids=str,

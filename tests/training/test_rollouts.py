@@ -286,11 +286,19 @@ def test_the_trainers_model_is_only_read(make, tiny_model):
     assert dict(named_weights(tiny_model(), torch.float32)).keys() == loaded.inventory.shapes.keys()
 
 
+def test_the_coarser_of_two_formats_says_what_gap_is_expected(make):
+    for dtype, bf16 in (("float32", False), ("float32", True), ("bfloat16", False)):
+        trainer = make(rollouts=EngineRollouts(dtype, kv_memory="4MiB"), bf16=bf16, max_steps=2)
+        trainer.train()  # warns of none: warnings are errors here
+        coarse = bf16 or dtype == "bfloat16"
+        assert (max(gaps(trainer)) > GAP) == coarse
+        assert (trainer.rollouts.expected_gap > 0.01) == coarse
+
+
 def test_engines_of_another_format(make):
     trainer = make(rollouts=EngineRollouts("bfloat16", kv_memory="4MiB"), max_steps=1)
     trainer.rollouts._follow(trainer)
     assert trainer.rollouts.llm.engine.loaded.shape.dtype == torch.bfloat16
-    assert trainer.rollouts.expected_gap > 1e-3
     mixed = make(bf16=True)
     assert mixed.rollouts._follow(mixed).engine.loaded.shape.dtype == torch.bfloat16
 

@@ -94,6 +94,7 @@ class EngineRollouts:
         EngineConfig(**config)
         self.last_cost: RolloutCost | None = None
         self.llm: LLM | None = None
+        self._expected_gap = _EXPECTED_GAP[torch.float32]
         self._dtype, self._decoder, self._config = dtype, decoder, config
         self._source: weakref.ref[Any] | None = None
         self._seen: tuple[int, int] | None = None
@@ -101,9 +102,11 @@ class EngineRollouts:
 
     @property
     def expected_gap(self) -> float:
-        """Mean difference of log-probabilities up to which rounding in this dtype explains it."""
-        dtype = torch.float32 if self.llm is None else self.llm.engine.loaded.shape.dtype
-        return _EXPECTED_GAP.get(dtype, 1e-3)
+        """Mean difference of log-probabilities a token up to which rounding explains it.
+
+        That of the coarser of two formats, what the engine computes in and what the trainer does.
+        """
+        return self._expected_gap
 
     def check(self, trainer: Any) -> None:
         """Refuse by name what of a trainer's settings the engine cannot do. Mutates nothing.
@@ -212,6 +215,7 @@ class EngineRollouts:
         weights = next(p.dtype for p in base.parameters() if p.is_floating_point())
         mixed = _MIXED.get(str(trainer.accelerator.mixed_precision), weights)
         dtype = _DTYPES.get(self._dtype, mixed)
+        self._expected_gap = max(_EXPECTED_GAP.get(each, 1e-3) for each in (dtype, mixed))
         loaded = wrap_model(engine_copy(base, dtype), name="policy", decoder=self._decoder)
         loaded = replace(loaded, eos_token_ids=frozenset(trainer.eos_token_ids))
         return LLM(loaded, **self._config)
