@@ -44,10 +44,10 @@ SAMPLES = 8
 class Size:
     """How much of everything: the whole run, or a try."""
 
-    steps: int = 200
+    steps: int = 150
     prompts: int = 16
     rollouts: int = SAMPLES
-    demonstrations: int = 200
+    demonstrations: int = 400
     dev: int = 400
     test: int = 400
     longer: int = 200
@@ -153,7 +153,7 @@ def run_job(job: Job) -> tuple[Job, Found]:
         sampled=share(drawn),
         passed=any_of(drawn),
         longer=share(solve(model, own.longer)),
-        on_policy=fifths(log, "reward/on_policy"),
+        on_policy=fifths(log, "reward/on_policy") or fifths(log, "reward"),
         hybrid=fifths(log, "reward/hybrid"),
         seconds=time.perf_counter() - began,
     )

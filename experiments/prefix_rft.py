@@ -4,7 +4,7 @@
 `experiments/_arithmetic.py`: adding numbers of three digits, written out. A model of 91 200
 parameters has read solved additions of one and two digits and a few of three, and stops when about
 one in thirty of its answers to three digits is right. It then has a fixed number of optimiser steps
-and 200 problems with demonstrations, and is tested, greedily and without any prefix, on problems it
+and 400 problems with demonstrations, and is tested, greedily and without any prefix, on problems it
 has not seen. Each seed has its own starting point and problems, common to all arms.
 
 An arm of reinforcement draws eight answers to each of 16 problems a step, Prefix-RFT as many as
@@ -40,7 +40,7 @@ from typing import Any, TypeVar
 from experiments._rft_arms import Arm, Found, Job, Size, run_job, write_start
 from experiments.lab import Experiment
 
-SEEDS = range(5)
+SEEDS = range(1, 7)
 DEV_SEED = 100
 RATES = (1e-4, 3e-4, 1e-3, 3e-3)
 SPLITS = (0.1, 0.25, 0.5)
