@@ -46,7 +46,7 @@ def turns() -> Dataset:
     return Dataset.from_list(talks)
 
 
-def beside(make: Callable[[], Any], *, shared: bool = True) -> Tally:
+def beside(make: Callable[[], Any]) -> Tally:
     """Train what `make` makes plainly and with shared prefixes, and compare."""
     theirs, ours = make(), make()
     forward = share_prefixes(ours.model, Sharing(min_run=4, min_gain=0))
@@ -120,7 +120,6 @@ def test_kto_with_both_answers_of_a_prompt_in_a_batch(
         )
 
     tally = beside(make)
-    assert tally.shared_calls == tally.calls == 12, (
-        tally.reasons
-    )  # KL rows too, policy and reference
+    # In each of three steps the policy and its reference, for completions and for the KL estimate.
+    assert tally.shared_calls == tally.calls == 12, tally.reasons
     assert tally.repeated_tokens > 1.5 * tally.computed_tokens
