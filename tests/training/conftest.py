@@ -93,6 +93,24 @@ def tiny_model(tiny_path: Path) -> Callable[..., Any]:
 
 
 @pytest.fixture
+def pair(tiny_model: Callable[..., Any]) -> Callable[..., tuple[Any, Any]]:
+    """`pair(sharing)`: the same model twice, with and without shared prefixes."""
+    from trl.trainer.utils import add_fused_lm_head
+
+    from foreword.training import share_prefixes
+    from tests.training.padded import EAGER, OUTPUTS
+
+    def make(sharing: Any = None) -> tuple[Any, Any]:
+        plain, shared = tiny_model(), tiny_model()
+        for model in (plain, shared):
+            add_fused_lm_head(model, temperature=0.9, outputs=OUTPUTS)
+        share_prefixes(shared, EAGER if sharing is None else sharing)
+        return plain, shared
+
+    return make
+
+
+@pytest.fixture
 def tokenizer(tiny_path: Path) -> Any:
     """A fresh tokenizer with padding on the left and a token to pad with."""
     from transformers import AutoTokenizer

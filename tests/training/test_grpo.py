@@ -217,6 +217,7 @@ class TestKeptGroups:
         "gradient_accumulation_steps": 4,
         "loss_type": "dr_grpo",
         "beta": 0.04,
+        "max_steps": 2,
     }
 
     def test_a_step_sums_the_same_and_saves_more(self, make: Make, prompts: Any) -> None:
@@ -226,8 +227,8 @@ class TestKeptGroups:
         ours = train(make(OURS, data=data, **self.SETTINGS))
         parted = train(make(OURS, data=data, **self.SETTINGS, ours={"keep_groups": False}))
         assert ours.losses != pytest.approx(theirs.losses, abs=1e-4)  # other micro-batches
-        steps = [sum(run.losses[i : i + 4]) for run in (ours, theirs) for i in (0, 4, 8)]
-        assert steps[:3] == pytest.approx(steps[3:], abs=1e-5)
+        steps = [sum(run.losses[i : i + 4]) for run in (ours, theirs) for i in (0, 4)]
+        assert steps[:2] == pytest.approx(steps[2:], abs=1e-5)
         for name, value in ours.parameters.items():
             torch.testing.assert_close(
                 value, theirs.parameters[name], rtol=1e-5, atol=1e-5, msg=name

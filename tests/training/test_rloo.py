@@ -90,10 +90,11 @@ def test_groups_stay_together_and_a_step_sums_the_same(
         "per_device_train_batch_size": 4,
         "gradient_accumulation_steps": 4,
         "dtype": torch.float64,
+        "max_steps": 2,
     }
     theirs, ours = train(make(THEIRS, **settings)), train(make(OURS, **settings))
-    sums = [sum(run.losses[i : i + 4]) for run in (ours, theirs) for i in (0, 4, 8)]
-    assert sums[:3] == pytest.approx(sums[3:], abs=1e-6)
+    sums = [sum(run.losses[i : i + 4]) for run in (ours, theirs) for i in (0, 4)]
+    assert sums[:2] == pytest.approx(sums[2:], abs=1e-6)
     for name, value in ours.parameters.items():
         assert value.sub(theirs.parameters[name]).abs().max() < 1e-10, name
     eager = {"keep_groups": False, "sharing": Sharing(min_run=1, min_gain=0)}

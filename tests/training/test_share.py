@@ -15,60 +15,7 @@ pytest.importorskip("trl")
 
 from foreword.training import Sharing, SharingError, share_prefixes
 from foreword.training._model import ATTENTION_NAME
-
-PROMPT = list(range(10, 40))
-OTHER = list(range(50, 75))
-EAGER = Sharing(min_run=1, min_gain=0)
-OUTPUTS = ("log_probs", "entropy", "log_sum_sq_probs", "mean_logits", "is_top1")
-
-
-@pytest.fixture
-def pair(tiny_model: Callable[..., Any]) -> Callable[..., tuple[Any, Any]]:
-    """`pair(sharing)`: the same model twice, with and without shared prefixes."""
-    from trl.trainer.utils import add_fused_lm_head
-
-    def make(sharing: Sharing = EAGER) -> tuple[Any, Any]:
-        plain, shared = tiny_model(), tiny_model()
-        for model in (plain, shared):
-            add_fused_lm_head(model, temperature=0.9, outputs=OUTPUTS)
-        share_prefixes(shared, sharing)
-        return plain, shared
-
-    return make
-
-
-def rectangle(
-    rows: list[list[int]], *, left: bool = True, ask_from: int = 20
-) -> dict[str, torch.Tensor]:
-    """Padded ids, their mask, and labels for the tokens from `ask_from` of each row on."""
-    width = max(map(len, rows)) + 1  # at least one column of padding
-    ids = torch.zeros(len(rows), width, dtype=torch.long)
-    mask, labels = torch.zeros_like(ids), torch.full_like(ids, -100)
-    for i, row in enumerate(rows):
-        first = width - len(row) if left else 0
-        ids[i, first : first + len(row)] = torch.tensor(row)
-        mask[i, first : first + len(row)] = 1
-        for j in range(ask_from, len(row)):
-            labels[i, first + j] = row[j]
-    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
-
-
-def group() -> list[list[int]]:
-    """Two groups of unequal completions, interleaved, one of them a lone token."""
-    return [
-        [*PROMPT, 80, 81, 82, 83],
-        [*OTHER, 90],
-        [*PROMPT, 80, 91],
-        [*OTHER, 90, 92, 93],
-        [*PROMPT, 94],
-        [*OTHER, 95, 96],
-    ]
-
-
-def gradients(model: Any, loss: torch.Tensor) -> dict[str, torch.Tensor]:
-    model.zero_grad()
-    loss.backward()
-    return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+from tests.training.padded import EAGER, OTHER, OUTPUTS, PROMPT, gradients, group, rectangle
 
 
 @pytest.mark.parametrize("left", [True, False])
@@ -321,83 +268,6 @@ def test_saving_keeps_nothing_of_it(
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
         path.name for path in tiny_path.iterdir() if not path.name.startswith("tokenizer")
     )
-
-
-class TestSelfCheck:
-    @pytest.fixture
-    def corrupt(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Attention behind a prefix that does not see its first tokens."""
-        from foreword.training import _model
-
-        right = _model.forest_attention
-
-        def wrong(q: Any, k: Any, v: Any, forest: Any, scale: float) -> Any:
-            k = k.clone()
-            k[:, :, :4] = 0
-            return right(q, k, v, forest, scale)
-
-        monkeypatch.setattr(_model, "forest_attention", wrong)
-
-    @pytest.mark.usefixtures("corrupt")
-    def test_stops_at_a_difference_and_names_it(self, pair: Callable[..., tuple[Any, Any]]) -> None:
-        _, shared = pair()
-        batch = rectangle(group())
-        for _ in range(2):  # once caught, it is not forgotten
-            with pytest.raises(SharingError, match=r"token \d+ in row \d+, column \d+") as caught:
-                shared(**batch, fused_lm_head=True)
-        assert "0.002" in str(caught.value)
-        assert "self_check=False" in str(caught.value)
-
-    @pytest.mark.usefixtures("corrupt")
-    def test_does_not_run_where_it_is_switched_off(
-        self, pair: Callable[..., tuple[Any, Any]]
-    ) -> None:
-        _, shared = pair(Sharing(min_run=1, min_gain=0, self_check=False))
-        shared(**rectangle(group()), fused_lm_head=True)
-        assert shared.forward.tally.check_gap is None
-
-    def test_runs_once_and_changes_nothing(self, pair: Callable[..., tuple[Any, Any]]) -> None:
-        batch = rectangle(group())
-        found = []
-        for sharing in (EAGER, Sharing(min_run=1, min_gain=0, self_check=False)):
-            _, shared = pair(sharing)
-            calls: list[bool] = []
-            shared.model.register_forward_pre_hook(
-                lambda *_, calls=calls: calls.append(torch.is_grad_enabled())
-            )
-            before = torch.random.get_rng_state()
-            with torch.autocast("cpu", dtype=torch.bfloat16):
-                first = shared(**batch, fused_lm_head=True)
-                shared(**batch, fused_lm_head=True)
-            assert torch.equal(torch.random.get_rng_state(), before)
-            assert calls == ([True, False, True] if sharing.self_check else [True, True])
-            found.append(gradients(shared, first.loss))
-        for name, value in found[1].items():
-            assert torch.equal(found[0][name], value), name
-
-    @pytest.mark.parametrize(
-        ("dtype", "gap"), [(torch.float64, 1e-3), (torch.float32, 1e-2), (torch.bfloat16, 2.0)]
-    )
-    def test_allows_what_the_precision_explains(self, dtype: torch.dtype, gap: float) -> None:
-        from types import SimpleNamespace
-
-        from foreword.training._check import compare
-
-        ids = torch.arange(12).view(2, 6)
-        wanted = torch.ones(2, 5, dtype=torch.bool)
-        right = SimpleNamespace(log_probs=-torch.rand(2, 5), entropy=None)
-        off = SimpleNamespace(log_probs=right.log_probs.clone(), entropy=None)
-        off.log_probs[1, 2] += gap
-        assert compare(right, right, wanted, ids, dtype) == 0
-        with pytest.raises(SharingError, match="token 9 in row 1, column 3"):
-            compare(off, right, wanted, ids, dtype)
-        off.log_probs[1, 2] = right.log_probs[1, 2] + gap / 100
-        assert compare(off, right, wanted, ids, dtype) == pytest.approx(gap / 100, rel=1e-2)
-        off.log_probs[1, 2] = right.log_probs[1, 2] = torch.nan
-        assert compare(off, right, wanted, ids, dtype) == 0
-        right.log_probs[1, 2] = -1.0
-        with pytest.raises(SharingError, match="nan"):
-            compare(off, right, wanted, ids, dtype)
 
 
 @pytest.mark.parametrize(
