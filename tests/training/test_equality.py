@@ -327,10 +327,12 @@ def test_lora(checkpointing: bool | None, exact_norms: None) -> None:
 
 
 def test_bf16_autocast_is_no_worse_than_without_sharing() -> None:
-    """Errors of all gradients against float32, as a root mean square. Measured: 0.8 to 1."""
+    """Errors of all gradients against float32, as root mean squares over several models.
+
+    Of single models, one way or the other is better by chance: errors were 0.8 to 1.6 times those
+    of repeated rows, over eight models 0.96 to 1.10 times.
+    """
     batch = CASES["group of 8"]
-    plain, ours = build("Qwen3", torch.float32), build("Qwen3", torch.float32)
-    attach(ours)
 
     def gradient(model: Any, method: Method, autocast: bool) -> Tensor:
         model.zero_grad()
@@ -339,11 +341,15 @@ def test_bf16_autocast_is_no_worse_than_without_sharing() -> None:
         (-log_probs(scores, batch) * _weights(sum(map(len, scores))).float()).sum().backward()
         return torch.cat([p.grad.flatten() for p in model.parameters()])
 
-    right = gradient(plain, repeated, False)
-    usual = (gradient(plain, repeated, True) - right).square().mean().sqrt()
-    error = (gradient(ours, shared, True) - right).square().mean().sqrt()
-    assert error > 0
-    assert error <= 1.2 * usual
+    errors = []
+    for seed in range(8):
+        plain, ours = build("Qwen3", torch.float32, seed), build("Qwen3", torch.float32, seed)
+        attach(ours)
+        right = gradient(plain, repeated, False)
+        found = gradient(ours, shared, True), gradient(plain, repeated, True)
+        errors.append([(x - right).norm() / right.norm() for x in found])
+    error, usual = torch.tensor(errors).square().mean(0).sqrt()
+    assert 0 < error <= 1.25 * usual
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -85,7 +85,7 @@ class _ForestAttention(torch.autograd.Function):
                 "derivative, so no backward with create_graph=True"
             )
         q, k, v, out, lse = ctx.saved_tensors
-        grad = grads[0] if grads[0].stride(-1) == 1 else grads[0].contiguous()
+        grad = grads[0] if grads[0].stride(-1) == 1 else grads[0].contiguous()  # CUDA asks for it
         dq, dk, dv = _wide(q), _wide(k), _wide(v)
         gq, gk, gv = _queries(q, k), _keys(q, k), _keys(q, v)
         gg, go, gdq = _queries(grad, k), _queries(out, k), _queries(dq, k)
