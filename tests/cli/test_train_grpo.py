@@ -49,6 +49,11 @@ def nothing(completions, **columns):
 def failing(completions, **columns):
     return [{}[0] for _ in completions]
 
+async def judged(completions, log_metric, **columns):
+    assert all(isinstance(messages, list) for messages in completions)
+    log_metric("judged", 7.0)
+    return [math.nan if row % 4 == 3 else float(row % 4) for row in range(len(completions))]
+
 def endless(completions, **columns):
     return [math.inf] * len(completions)
 """
@@ -324,6 +329,27 @@ def test_bad_data_is_named_by_line(run, policy, tmp_path, lines, told):
     ran = run("train", "grpo", policy, data, "-o", out, "--reward", "length:3", *QUICK)
     assert (ran.code, told in ran.err) == (2, True), ran.err
     assert not out.exists()
+
+
+def test_messages_and_functions_that_are_awaited(run, policy, rewards, tmp_path):
+    import shutil
+
+    from transformers import AutoTokenizer
+
+    chatting = shutil.copytree(policy, tmp_path / "chatting")
+    tokenizer = AutoTokenizer.from_pretrained(policy)
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }} {% endfor %}"
+    )
+    tokenizer.save_pretrained(chatting)
+    chats = [{"prompt": [{"role": "user", "content": f"Say {word}."}]} for word in ("yes", "no")]
+    data, out = write_lines(tmp_path / "chats.jsonl", *chats), tmp_path / "run"
+    skip = ("--reward", f"{rewards}:judged", "--non-finite-rewards", "skip", "--group", 4)
+    ran = run("train", "grpo", chatting, data, "-o", out, *QUICK, *skip)
+    assert ran.code == 0, ran.err
+    for each in read_records(out / "metrics.jsonl"):
+        assert (each["judged"], each["rewards/non_finite"]) == (7.0, 2.0)
+        assert each["rewards/judged/mean"] == 1.0  # of 0, 1 and 2
 
 
 def test_gsm8k_is_read_from_its_directory(run, policy, tmp_path):
