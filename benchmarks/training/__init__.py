@@ -1,0 +1,1 @@
+"""What training with shared prefixes costs, beside training that repeats them."""
