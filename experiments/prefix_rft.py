@@ -81,8 +81,8 @@ class Crew:
         """Results in the order of the jobs, each told on stderr."""
         made = []
         for result in self._pool.imap(work, list(jobs), chunksize=1):
-            print(result, file=sys.stderr, flush=True)
             made.append(result)
+            print(f"{len(made)}: {told(result)}", file=sys.stderr, flush=True)
         return made
 
     def start(self, kind: str, seed: int) -> str:
@@ -91,6 +91,14 @@ class Crew:
     def close(self) -> None:
         self._pool.terminate()
         self._pool.join()
+
+
+def told(result: Any) -> str:
+    """What came out of a job, in a line."""
+    if not isinstance(result[0], Job):
+        return f"a start that solves {result[1]:.3f} after {result[0]} steps"
+    job, found = result
+    return f"seed {job.seed}, {job.name}: {found.greedy:.3f} greedy, {found.seconds:.0f} s"
 
 
 def tune(crew: Crew, size: Size) -> tuple[dict[str, Arm], list[dict[str, Any]]]:
