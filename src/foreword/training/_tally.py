@@ -14,9 +14,9 @@ LITTLE = "too little in common to be quicker"
 PATIENCE = 8  # calls without sharing before it is said
 
 _WAY_OUT = {
-    ALONE: "a batch holds no two rows that begin alike: let per_device_train_batch_size be a "
+    ALONE: "A batch holds no two rows that begin alike: let per_device_train_batch_size be a "
     "multiple of num_generations, and leave keep_groups on",
-    LITTLE: "prompts are short beside the completions, or batches hold parts of groups only: a "
+    LITTLE: "Prompts are short beside the completions, or batches hold parts of groups only: a "
     "larger per_device_train_batch_size lets more rows share; Sharing(min_gain=0) packs all the "
     "same",
 }
@@ -108,5 +108,5 @@ class Patience:
             PATIENCE,
             times,
             why,
-            _WAY_OUT.get(why, "Such calls are computed as they came").capitalize(),
+            _WAY_OUT.get(why, "Such calls are computed as they came"),
         )
