@@ -108,6 +108,8 @@ def test_padding_counts_for_packing() -> None:
     unequal = gain(64, [200, 50, 50, 50], SMALL)
     assert unequal > equal
     assert gain(64, [200] * 4, SMALL, columns=400) > equal
+    long = [gain(1024, [1024] * 4, TINY, columns) for columns in (2048, 2049)]
+    assert long[1] > 1.2 * long[0]  # one padded column, and attention loses its causal half
 
 
 def test_many_short_segments_cost_their_calls() -> None:
