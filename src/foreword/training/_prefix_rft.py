@@ -191,9 +191,10 @@ class PrefixRFTTrainer(LearnsPrefixes, SharedPrefixGRPOTrainer):
             advantages = self.accelerator.gather(output["advantages"])
         beside = hybrid.view(-1, self.num_generations).any(1)
         beside = beside.repeat_interleave(self.num_generations) & ~hybrid
+        low = least_share(self.args, self._generated[0])
+        self._metrics["train"]["prefix_rft/low"].append(low)
         self._log_rows(
             {
-                "prefix_rft/low": torch.tensor(least_share(self.args, self._generated[0])),
                 "prefix_rft/ratio_mean": rows[:, 3].nanmean(),
                 "prefix_rft/capped": rows[:, 4].nanmean(),
                 "prefix_rft/tokens_share": rows[:, 2].sum() / rows[:, 1].sum().clamp(min=1),
