@@ -189,6 +189,16 @@ def test_adapters_and_the_model_before_them_are_equal(make: Make, given: str) ->
     assert abs(ours.logged("rewards/margins")[2]) > 1e-3
 
 
+def test_a_reference_within_autocast_is_checked_by_its_precision(make: Make) -> None:
+    """accelerate gives a prepared model's forward autocast of its own."""
+    ours, theirs = (
+        train(make(kind, reference=True, bf16=True))
+        for kind in (SharedPrefixDPOTrainer, DPOTrainer)
+    )
+    assert ours.losses == pytest.approx(theirs.losses, rel=0.1)
+    assert 2e-3 < ours.logged("sharing/check_gap")[0] < 1  # more than float32 would be allowed
+
+
 def test_what_comes_before_training_is_shared_too(make: Make) -> None:
     """The reference's log-probabilities of the data set are computed in the constructor."""
 

@@ -129,13 +129,20 @@ class SharedForward:
         return type(result)(loss=-fields["log_probs"].sum() / count, label_mask=mask, **fields)
 
     def _check(self, kwargs: dict[str, Any], result: Any) -> None:
+        ids, dtypes = kwargs["input_ids"], list[torch.dtype]()
+        # Asked within the model: accelerate puts autocast between here and a reference model.
+        handle = self._model.get_input_embeddings().register_forward_pre_hook(
+            lambda *_: dtypes.append(compute_dtype(self._model, ids.device))
+        )
         # Behind the packed call: within autocast, weights cast without gradients would be kept.
         with torch.no_grad(), warnings.catch_warnings():
             # Reentrant checkpointing says so of any call without gradients.
             warnings.filterwarnings("ignore", "None of the inputs have requires_grad")
-            plain = self._plain(**kwargs)
-        dtype = compute_dtype(self._model, kwargs["input_ids"].device)
-        gap = compare(result, plain, result.label_mask, kwargs["input_ids"], dtype)
+            try:
+                plain = self._plain(**kwargs)
+            finally:
+                handle.remove()
+        gap = compare(result, plain, result.label_mask, ids, dtypes[0])
         self.tally.checked(gap)
         self._checked = True
 
