@@ -113,11 +113,11 @@ def train(arm: str, model: Any, rows: Sequence[dict[str, Any]], seed: int, size:
 
     made = Run()
 
-    def reward(prompts: Any, completions: Any, completion_ids: Any, **others: Any) -> list[float]:
+    def reward(prompts: Any, completions: Any, completion_ids: Any, **others: Any) -> list[Any]:
         made.drawn.append([list(each) for each in completion_ids])
         return right(prompts, completions, **others)
 
-    class Clock(TrainerCallback):  # type: ignore[misc]
+    class Clock(TrainerCallback):
         def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
             self.began = time.perf_counter(), time.process_time()
 
@@ -125,7 +125,8 @@ def train(arm: str, model: Any, rows: Sequence[dict[str, Any]], seed: int, size:
             made.seconds.append(time.perf_counter() - self.began[0])
             made.processor.append(time.process_time() - self.began[1])
 
-    kind, extra = GRPOTrainer, dict[str, Any]()
+    kind: Any = GRPOTrainer
+    extra: dict[str, Any] = {}
     if arm != TRL:
         kind, extra = SharedPrefixGRPOTrainer, {"sharing": Sharing(self_check=arm != CONTROL)}
     if arm == ENGINE:
