@@ -372,6 +372,9 @@ def test_what_is_missing_is_named(run, policy, prompts, tmp_path, tiny_model_dir
     assert "give --reward" in run("train", "grpo", policy, prompts, "-o", tmp_path).err
     words = (prompts, "--reward", "length:3", *QUICK, "-o", tmp_path / "run")
     assert "no end token" in run("train", "grpo", tiny_model_dir, *words).err
+    (tmp_path / "mine" / "model").mkdir(parents=True)
+    ran = run("train", "grpo", policy, *words, "-o", tmp_path / "mine")
+    assert (ran.code, "holds model, which is of no run" in ran.err) == (2, True)
     (tmp_path / "file").write_text("mine")
     for out in (tmp_path / "file", tmp_path / "file" / "below"):
         ran = run("train", "grpo", policy, *words, "-o", out)

@@ -16,6 +16,7 @@ from foreword.training._errors import SharingError
 IDENTITY = "run.json"
 METRICS = "metrics.jsonl"
 CARD = "card.json"
+_WRITTEN = ("model", "adapter", "README.md", METRICS)
 
 
 def checkpoints(directory: Path) -> list[Path]:
@@ -32,8 +33,8 @@ def check_out(directory: Path, resume: bool) -> Path | None:
     """Refuse a directory that cannot be used; find the checkpoint to go on from. Writes nothing.
 
     Raises:
-        SharingError: it holds a run and `resume` is false, it holds a finished one, or it is no
-            directory that can be written to.
+        SharingError: it holds a run and `resume` is false, a finished one, or something else that
+            would be replaced; or it is no directory that can be written to.
     """
     if (directory / CARD).exists():
         raise SharingError(f"{directory} holds a finished run: take another directory")
@@ -42,6 +43,13 @@ def check_out(directory: Path, resume: bool) -> Path | None:
         raise SharingError(
             f"{directory} holds a run already: go on with it (resume), or take another directory"
         )
+    if not (directory / IDENTITY).exists():
+        for name in _WRITTEN:
+            if (directory / name).exists():
+                raise SharingError(
+                    f"{directory} holds {name}, which is of no run and would be replaced: take "
+                    "another directory"
+                )
     there = directory
     while not there.exists() and there != there.parent:
         there = there.parent
