@@ -242,7 +242,17 @@ class TestKeptGroups:
 
 
 def test_a_step_counts_all_of_its_passes(make: Make) -> None:
-    one = train(make(OURS, gradient_accumulation_steps=2, steps_per_generation=2))
+    trainer, saved = make(OURS, gradient_accumulation_steps=2, steps_per_generation=2), list[int]()
+    count = trainer.shared.tally.shared
+
+    def counting(repeated: int, computed: int) -> None:
+        saved.append(repeated - computed)
+        count(repeated, computed)
+
+    trainer.shared.tally.shared = counting
+    one = train(trainer)
+    assert len(saved) == 6  # micro-batches
+    assert sum(one.logged("sharing/tokens_saved")) == sum(saved)
     two = train(make(OURS, gradient_accumulation_steps=2, steps_per_generation=2, beta=0.04))
     ratio = two.logged("sharing/tokens_saved")[0] / one.logged("sharing/tokens_saved")[0]
     assert ratio == pytest.approx(2, rel=0.1)  # the reference model's pass beside the policy's
