@@ -322,16 +322,18 @@ def test_demonstrations_have_a_loss_of_their_own_in_the_same_forward(case: Case)
         data=case.data(demonstrations),
         prefix_rollouts=0,
         demonstration_loss=0.5,
-        max_steps=1,
-        per_device_train_batch_size=16,
+        max_steps=2,
+        learning_rate=0.0,
+        steps_per_generation=2,  # so each step has its part of them
         shuffle_dataset=False,
     )
     calls = []
     forward = trainer.shared._plain
-    trainer.shared._plain = lambda *a, **k: calls.append(k) or forward(*a, **k)
-    [loss] = losses(trainer)
+    trainer.shared._plain = lambda *a, **k: (
+        calls.append("fused_lm_head" in k and torch.is_grad_enabled()) or forward(*a, **k)
+    )
+    first, second = losses(trainer)
     model = case.model()
-    model.load_state_dict(loss.weights, strict=False)
     total, tokens = torch.zeros(()), 0
     for prompt, text in zip(case.prompts["prompt"][:4], demonstrations[:4], strict=True):
         if text is None:
@@ -344,11 +346,11 @@ def test_demonstrations_have_a_loss_of_their_own_in_the_same_forward(case: Case)
         tokens += len(ids)
     expected = 0.5 * total / tokens
     expected.backward()
-    assert loss.value == pytest.approx(expected.item(), rel=1e-5)
+    assert (first.value + second.value) / 2 == pytest.approx(expected.item(), rel=1e-5)
     for name, parameter in model.named_parameters():
-        assert (loss.grads[name] - parameter.grad).abs().max() < 1e-4
-    with_loss = [k for k in calls if k.get("fused_lm_head") and torch.is_grad_enabled()]
-    assert len(with_loss) <= 2  # the forward, and the self-check of the first
+        mean = (first.grads[name] + second.grads[name]) / 2
+        assert (mean - parameter.grad).abs().max() < 1e-4
+    assert sum(calls) == 2  # one for each loss
 
 
 def test_engine_rollouts_continue_prefixes(case: Case) -> None:
@@ -361,34 +363,6 @@ def test_engine_rollouts_continue_prefixes(case: Case) -> None:
     logged = [entry for entry in trainer.state.log_history if "rollouts/logp_gap_max" in entry]
     assert len(logged) == 2  # of the tokens that the engine wrote
     assert max(entry["rollouts/logp_gap_max"] for entry in logged) < 1e-3
-
-
-@pytest.mark.parametrize(
-    ("changed", "told"),
-    [
-        ({"prefix_rollouts": GROUP}, "prefix_rollouts is 4"),
-        ({"prefix_rollouts": -1}, "prefix_rollouts is -1"),
-        ({"prefix_low_end": 0.96}, "prefix_low_end"),
-        ({"prefix_high": 0.9}, "prefix_high"),
-        ({"prefix_high": 1.1}, "prefix_high"),
-        ({"prefix_low_end": float("nan")}, "prefix_low_end"),
-        ({"prefix_decay_steps": 0}, "prefix_decay_steps is 0"),
-        ({"prefix_schedule": "linear"}, "cosine, uniform"),
-        ({"prefix_keep": -1}, "prefix_keep is -1"),
-        ({"prefix_stop_at": ""}, "prefix_stop_at is empty"),
-        ({"prefix_update": "some"}, "entropy, all, none"),
-        ({"prefix_entropy_share": 0.0}, "prefix_update='none'"),
-        ({"prefix_advantage": "mean"}, "group, prefix_baseline"),
-        ({"prefix_advantage": "prefix_baseline", "scale_rewards": "group"}, "scale_rewards"),
-        ({"demonstration_loss": -1.0}, "demonstration_loss is -1"),
-        ({"demonstration_loss": float("nan")}, "demonstration_loss is nan"),
-        ({"use_vllm": True, "vllm_mode": "server"}, "server mode"),
-        ({"max_completion_length": None}, "max_completion_length is None"),
-    ],
-)
-def test_settings_that_make_no_sense_are_refused(case: Case, changed: Any, told: str) -> None:
-    with pytest.raises(ParameterError, match=told):
-        case.config(**changed)
 
 
 def test_inputs_that_cannot_be_used_are_refused(case: Case) -> None:

@@ -229,3 +229,37 @@ def test_a_tokenizer_without_an_end_takes_ids_only(tokenizer: Any) -> None:
     assert read.read([1, 2]) is not None
     with pytest.raises(ParameterError, match="end-of-sequence"):
         read.read(" some text")
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"prefix_rollouts": 4}, "prefix_rollouts is 4"),
+        ({"prefix_rollouts": -1}, "prefix_rollouts is -1"),
+        ({"prefix_low_end": 0.96}, "prefix_low_end"),
+        ({"prefix_high": 0.9}, "prefix_high"),
+        ({"prefix_high": 1.1}, "prefix_high"),
+        ({"prefix_low_end": float("nan")}, "prefix_low_end"),
+        ({"prefix_decay_steps": 0}, "prefix_decay_steps is 0"),
+        ({"prefix_schedule": "linear"}, "cosine, uniform"),
+        ({"prefix_keep": -1}, "prefix_keep is -1"),
+        ({"prefix_stop_at": ""}, "prefix_stop_at is empty"),
+        ({"prefix_update": "some"}, "entropy, all, none"),
+        ({"prefix_entropy_share": 0.0}, "prefix_update='none'"),
+        ({"prefix_advantage": "mean"}, "group, prefix_baseline"),
+        ({"prefix_advantage": "prefix_baseline", "scale_rewards": "group"}, "scale_rewards"),
+        ({"demonstration_loss": -1.0}, "demonstration_loss is -1"),
+        ({"demonstration_loss": float("nan")}, "demonstration_loss is nan"),
+        ({"use_vllm": True, "vllm_mode": "server"}, "server mode"),
+        ({"max_completion_length": None}, "max_completion_length is None"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(
+    trainer_settings: dict[str, Any], changed: Any, told: str
+) -> None:
+    pytest.importorskip("trl")
+    from foreword.training import PrefixRFTConfig
+
+    base = {**trainer_settings, "num_generations": 4}
+    with pytest.raises(ParameterError, match=told):
+        PrefixRFTConfig(**{**base, **changed})
