@@ -8,7 +8,8 @@ with the same examples, eight completions of 64 tokens of each in a step. The tr
 - shared: `SharedPrefixGRPOTrainer` with the same generation.
 - engine: the same with `EngineRollouts`.
 
-Then DPO, four pairs in a step: prompts of 1,024 tokens before answers of 64 and of 256. The first
+Then DPO, four pairs in a step: prompts of 1,024 tokens, all different, before answers of 64 and of
+256. The first
 step of each turn warms up and does not count.
 """
 
@@ -111,7 +112,11 @@ def dpo(path: Path, steps: int, folder: Path, prompt: int, answer: int) -> dict[
     def text() -> str:
         return " " + " ".join(lot.choice(words) for _ in range(answer))
 
-    prompts = long_prompts(tokenizer, prompt, PAIRS * steps)
+    # No two prompts begin alike: what is shared is a pair's own.
+    prompts = [
+        f"{number} {text}"
+        for number, text in enumerate(long_prompts(tokenizer, prompt, PAIRS * steps))
+    ]
     data = Dataset.from_list([{"prompt": p, "chosen": text(), "rejected": text()} for p in prompts])
 
     def make(kind: Any, **more: Any) -> tuple[Any, Clock]:
