@@ -9,8 +9,7 @@ with the same examples, eight completions of 64 tokens of each in a step. The tr
 - engine: the same with `EngineRollouts`.
 
 Then DPO, four pairs in a step: prompts of 1,024 tokens, all different, before answers of 64 and of
-256. The first
-step of each turn warms up and does not count.
+256. The first step of each turn warms up and does not count.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from foreword.training import pack
-from foreword.training._gain import Shape, expected_gain
+from foreword.training._gain import Shape, expected_gain, possible_gain
 from tests.conftest import SHAPES
 
 
@@ -134,3 +134,18 @@ def test_the_shape_is_that_of_the_model(name: str, plain_model: Callable[[str], 
     found = Shape.of(model.config)
     assert found.token == layers + model.lm_head.weight.numel()
     assert found.layers == model.config.num_hidden_layers
+
+
+@pytest.mark.parametrize("shape", [QWEN, SMALL, TINY])
+def test_what_is_possible_is_never_below_what_is_expected(shape: Shape) -> None:
+    for prefix, lengths in ((300, [1] * 8), (30, [20, 5]), (1, [700, 10, 10]), (2000, [2] * 16)):
+        columns = prefix + max(lengths)
+        assert possible_gain(len(lengths), columns, shape) >= gain(prefix, lengths, shape)
+    rows = [[7] * 200] * 6
+    assert possible_gain(6, 200, shape) >= expected_gain(pack(rows), 6, 200, shape)
+
+
+def test_the_smallest_batches_of_the_smallest_models_need_no_look() -> None:
+    assert possible_gain(2, 32, TINY) < 1.05 < possible_gain(8, 1088, TINY)
+    assert possible_gain(2, 32, QWEN) > 1.05
+    assert possible_gain(0, 5, QWEN) == possible_gain(3, 1, QWEN) == 1

@@ -84,6 +84,18 @@ def expected_gain(packed: Packed, rows: int, columns: int, shape: Shape) -> floa
     return plain / (_products(packed.forest.tokens, pairs, shape) + start)
 
 
+def possible_gain(rows: int, columns: int, shape: Shape) -> float:
+    """The most that `expected_gain` can say of a rectangle of this size, whatever its tokens. Pure.
+
+    Costs nothing: where even equal rows would not be quicker, nobody need look at the tokens.
+    """
+    if rows < 1 or columns < 2:
+        return 1.0
+    plain = _products(rows * columns, rows * columns * columns, shape) + LAYER * shape.layers
+    least = _products(columns - 1, _causal(columns - 1), shape)
+    return plain / (least + (LAYER + CALL) * shape.layers + PACK)
+
+
 def _products(tokens: float, pairs: float, shape: Shape) -> float:
     return tokens * shape.token + PAIR * pairs * shape.pair
 
