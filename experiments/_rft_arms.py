@@ -47,7 +47,7 @@ class Size:
     steps: int = 150
     prompts: int = 16
     rollouts: int = SAMPLES
-    demonstrations: int = 400
+    demonstrations: int = 200
     dev: int = 400
     test: int = 400
     longer: int = 200

@@ -3,8 +3,8 @@
 `python -m experiments.prefix_rft [--workers 2]`; half an hour on two cores. The task is that of
 `experiments/_arithmetic.py`: adding numbers of three digits, written out. A model of 91 200
 parameters has read solved additions of one and two digits and a few of three, and stops when about
-one in thirty of its answers to three digits is right. It then has a fixed number of optimiser steps
-and 400 problems with demonstrations, and is tested, greedily and without any prefix, on problems it
+one in twenty of its answers to three digits is right. It then has a fixed number of optimiser steps
+and 200 problems with demonstrations, and is tested, greedily and without any prefix, on problems it
 has not seen. Each seed has its own starting point and problems, common to all arms.
 
 An arm of reinforcement draws eight answers to each of 16 problems a step, Prefix-RFT as many as
@@ -20,6 +20,9 @@ trials where the method has four. The ablations of Prefix-RFT and the control ha
 control is given other problems' demonstrations: where those help, it is not what they say about the
 problem. From a second start, which has seen no problem of three digits and solves none, some arms
 run again as they were tuned on the first.
+
+Seeds 0 and 100 were looked at while the task was made: with 400 demonstrations and a start that
+solves half as much, fine-tuning was ahead of the others tried. Verdicts are of other seeds.
 
 Differences are between arms of the same seed; intervals are Student's t, 95 %, over seeds.
 """
@@ -47,7 +50,7 @@ SPLITS = (0.1, 0.25, 0.5)
 WEIGHTS = (0.01, 0.1, 1.0)
 WARM, COLD = "some", "none"
 STARTS: dict[str, tuple[tuple[int, ...], float, int]] = {
-    WARM: ((1, 2) * 11 + (3,) * 3, 0.03, 1500),
+    WARM: ((1, 2) * 11 + (3,) * 3, 0.05, 1500),
     COLD: ((1, 2), 0.0, 600),
 }
 """What a starting point has read, the pass rate at which it stops, and the most steps."""

@@ -54,6 +54,7 @@ TRL, SHARED, ENGINE, CONTROL = (
 ARMS = (TRL, SHARED, ENGINE, CONTROL)
 COMPARED = ("loss", "grad_norm", "entropy", "reward")
 WARM_UP = 2
+RATE = 3e-4
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,7 @@ def train(arm: str, model: Any, rows: Sequence[dict[str, Any]], seed: int, size:
                 num_generations=size.rollouts,
                 max_completion_length=room(DIGITS),
                 max_steps=size.steps,
-                learning_rate=1e-3,
+                learning_rate=RATE,
                 seed=seed,
                 use_cpu=True,
                 bf16=False,
