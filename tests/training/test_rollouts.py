@@ -349,3 +349,20 @@ def test_weights_that_are_not_numbers_are_said(make):
         trainer.model.model.norm.weight.fill_(torch.nan)
     with pytest.raises(ForewordError, match=r"no completions at step 0: .*go back to a checkpoint"):
         trainer.rollouts.generate(trainer, [[5, 6]], [2])
+
+
+def test_completions_go_to_their_rows_however_prompts_are_mixed(make):
+    trainer = make()
+
+    class Echo:
+        def generate(self, trainer, prompts, samples):
+            rows = [
+                [*p, n] for p, wanted in zip(prompts, samples, strict=True) for n in range(wanted)
+            ]
+            return rows, [[0.0] * len(row) for row in rows]
+
+    trainer.rollouts = Echo()
+    prompts = [[1], [2], [3], [1], [1], [2]]
+    ids, logps = trainer._generate_single_turn(prompts, None, {}, 1)
+    assert ids == [[1, 0], [2, 0], [3, 0], [1, 1], [1, 2], [2, 1]]
+    assert len(logps) == 6
