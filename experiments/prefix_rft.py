@@ -2,10 +2,11 @@
 
 `python -m experiments.prefix_rft [--workers 2]`; half an hour on two cores. The task is that of
 `experiments/_arithmetic.py`: adding numbers of three digits, written out. A model of 91 200
-parameters has read solved additions of one and two digits and a few of three, and stops when about
-one in twenty of its answers to three digits is right. It then has a fixed number of optimiser steps
-and 200 problems with demonstrations, and is tested, greedily and without any prefix, on problems it
-has not seen. Each seed has its own starting point and problems, common to all arms.
+parameters has read solved additions of one and two digits and a few of three, and stops as soon as
+one in twenty of its answers to three digits is right, or more. It then has a fixed number of
+optimiser steps and 200 problems with demonstrations, and is tested, greedily and without any
+prefix, on problems it has not seen. Each seed has its own starting point and problems, common to
+all arms.
 
 An arm of reinforcement draws eight answers to each of 16 problems a step, Prefix-RFT as many as
 RFT: one of its eight goes on from a demonstration. Supervised steps read the demonstrations of as
