@@ -158,7 +158,7 @@ def test_positional_arguments_go_through_as_they_came(
     [
         ([PROMPT], EAGER, "nothing in common"),
         ([PROMPT, OTHER], EAGER, "nothing in common"),
-        ([PROMPT, [*PROMPT[:5], *OTHER]], Sharing(min_run=6), "nothing in common"),
+        ([PROMPT, [*PROMPT[:5], *OTHER]], Sharing(min_run=6, min_gain=0), "nothing in common"),
         (
             [PROMPT, [*PROMPT[:5], *OTHER]],
             Sharing(min_run=4, min_gain=2),
@@ -174,6 +174,17 @@ def test_where_sharing_does_not_pay_the_call_goes_through_as_it_came(
     theirs, ours = plain(**batch, fused_lm_head=True), shared(**batch, fused_lm_head=True)
     assert torch.equal(ours.log_probs, theirs.log_probs)
     assert shared.forward.tally.reasons == {reason: 1}
+
+
+def test_a_rectangle_too_small_to_gain_is_not_looked_at(
+    pair: Callable[..., tuple[Any, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, shared = pair(Sharing())
+    monkeypatch.setattr("foreword.training._share.pack", lambda *_, **__: pytest.fail("looked"))
+    batch = rectangle(group())
+    ours = shared(**batch, fused_lm_head=True)
+    assert torch.equal(ours.log_probs, plain(**batch, fused_lm_head=True).log_probs)
+    assert shared.forward.tally.reasons == {"too little in common to be quicker": 1}
 
 
 def test_rows_longer_than_the_context_are_refused_by_name(

@@ -19,6 +19,9 @@ from foreword.training import _partials
 from foreword.training._errors import SharingError
 from foreword.training._forest import Forest
 
+_CUT = 1024
+"""Longer segments are not cut: the rows below would be merged more often than the cut saves."""
+
 
 def forest_attention(q: Tensor, k: Tensor, v: Tensor, forest: Forest, scale: float) -> Tensor:
     """Softmax attention where each row sees its segment up to itself and the segments before it.
@@ -64,7 +67,7 @@ class _ForestAttention(torch.autograd.Function):
         out = _wide(q)
         gq, gk, gv, go = _queries(q, k), _keys(q, k), _keys(q, v), _queries(out, k)
         lse = torch.empty(go.shape[:-1], dtype=out.dtype, device=q.device)
-        for rows, run, causal in _calls(forest):
+        for rows, run, causal in _calls(forest, _piece(q)):
             part, part_lse = _partials.forward(
                 gq[:, :, rows], gk[:, :, run], gv[:, :, run], causal, scale
             )
@@ -89,7 +92,7 @@ class _ForestAttention(torch.autograd.Function):
         dq, dk, dv = _wide(q), _wide(k), _wide(v)
         gq, gk, gv = _queries(q, k), _keys(q, k), _keys(q, v)
         gg, go, gdq = _queries(grad, k), _queries(out, k), _queries(dq, k)
-        for rows, run, causal in _calls(ctx.forest):
+        for rows, run, causal in _calls(ctx.forest, _piece(q)):
             part_q, part_k, part_v = _partials.backward(
                 gg[:, :, rows],
                 gq[:, :, rows],
@@ -110,17 +113,30 @@ class _ForestAttention(torch.autograd.Function):
         return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype), None, None
 
 
-def _calls(forest: Forest) -> Iterator[tuple[slice, slice, bool]]:
+def _calls(forest: Forest, piece: int = 0) -> Iterator[tuple[slice, slice, bool]]:
     """Which rows attend to which run of keys, and whether causally, as a square.
 
     Children come before their parent, and a segment's own rows before those behind it. So the first
-    call of any row, and of any key, is the causal one: it writes, and the others add.
+    call of any row, and of any key, is the causal one: it writes, and the others add. Where `piece`
+    is above 0, the square of a segment of up to 1,024 tokens is cut into smaller ones along its
+    diagonal and a rectangle below each.
     """
     for segment in reversed(forest.segments):
-        own = slice(segment.start, segment.stop)
-        yield own, own, True
+        start, stop = segment.start, segment.stop
+        step = piece if 0 < piece < segment.length <= _CUT else segment.length
+        for first in reversed(range(start, stop, step)):
+            last = min(first + step, stop)
+            yield slice(first, last), slice(first, last), True
+            if last < stop:
+                yield slice(last, stop), slice(first, last), False
         if segment.behind:
-            yield slice(segment.stop, segment.end), own, False
+            yield slice(stop, segment.end), slice(start, stop), False
+
+
+def _piece(q: Tensor) -> int:
+    """PyTorch's CPU kernel goes through keys by 512 and computes a causal block in full; other
+    kernels skip what lies above the diagonal."""
+    return 128 if q.device.type == "cpu" else 0
 
 
 def _queries(x: Tensor, k: Tensor) -> Tensor:

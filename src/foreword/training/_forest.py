@@ -125,7 +125,7 @@ def pack(rows: Sequence[Sequence[int]], *, min_run: int = 8) -> Packed:
     """Find what `rows` share, at any depth and whatever their order. Pure.
 
     Runs on the host: a sort of the rows, a pass over their tokens, and a step for each segment that
-    a row runs through. 64 rows of 4,096 tokens that share 3,584 take under 10 ms on one core.
+    a row runs through.
 
     Args:
         rows: token ids, one list per row. Rows of no or one token have no places.

@@ -21,7 +21,7 @@ from torch import Tensor
 from foreword.training._check import compare, compute_dtype
 from foreword.training._errors import SharingError
 from foreword.training._forest import Packed, pack
-from foreword.training._gain import Shape, expected_gain
+from foreword.training._gain import Shape, expected_gain, possible_gain
 from foreword.training._model import attach, base_model, inputs, refuse_too_long
 from foreword.training._rectangle import IGNORED, Rectangle
 from foreword.training._tally import ALONE, LITTLE, Patience, Tally
@@ -83,6 +83,8 @@ class SharedForward:
             return self._as_it_came(args, kwargs, reason)
         began = time.perf_counter()
         ids, labels = kwargs["input_ids"], kwargs["labels"]
+        if possible_gain(*ids.shape, self._shape) < self.sharing.min_gain:
+            return self._as_it_came(args, kwargs, LITTLE)
         rectangle = Rectangle(ids, kwargs.get("attention_mask"), labels)
         if rectangle.reason is not None:
             return self._as_it_came(args, kwargs, rectangle.reason)
