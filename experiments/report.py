@@ -28,6 +28,7 @@ SPEEDS = ROOT / "benchmarks" / "results"
 SPEED_FILES = ("prefixes-*.json", "training-*.json")
 START, END = "<!-- {}:start -->", "<!-- {}:end -->"
 _EMBEDDED = re.compile(r"<!-- result:(\w+):start -->.*?<!-- result:\1:end -->", re.DOTALL)
+_TABLE = re.compile(r"<!-- table:(\w+):(\d):start -->.*?<!-- table:\1:\2:end -->", re.DOTALL)
 ROWS: dict[tuple[str, str], str] = {
     (
         "batchllm_mooncake",
@@ -112,7 +113,7 @@ def body(result: Mapping[str, Any], heading: str, tables: int) -> Iterator[str]:
     yield ""
     left = len(result["tables"]) - len(first)
     if left:
-        file = f"experiments/results/{result['experiment']}.json"
+        file = result.get("file", f"experiments/results/{result['experiment']}.json")
         yield f"{left} more table{'s' if left > 1 else ''} in `{file}`."
         yield ""
     yield conditions_line(result)
@@ -171,7 +172,10 @@ def with_blocks(text: str, results: Sequence[Mapping[str, Any]]) -> str:
 
 
 def with_results(text: str, results: Sequence[Mapping[str, Any]]) -> str:
-    """A page with the results that it marks (`<!-- result:NAME:start -->`) put between the marks.
+    """A page with the results that it marks put between the marks.
+
+    `<!-- result:NAME:start -->` takes verdicts and first table, `<!-- table:NAME:2:start -->` the
+    second table alone.
 
     Raises:
         KeyError: a mark names an experiment that has no result.
@@ -183,7 +187,12 @@ def with_results(text: str, results: Sequence[Mapping[str, Any]]) -> str:
         lines = body(by_name[found[1]], "###", 1)
         return "\n".join((START.format(mark), "", *lines, "", END.format(mark)))
 
-    return _EMBEDDED.sub(block, text)
+    def one_table(found: re.Match[str]) -> str:
+        mark = f"table:{found[1]}:{found[2]}"
+        rows = list(by_name[found[1]]["tables"].values())[int(found[2]) - 1]
+        return "\n".join((START.format(mark), "", *markdown_table(rows), "", END.format(mark)))
+
+    return _TABLE.sub(one_table, _EMBEDDED.sub(block, text))
 
 
 def with_block(text: str, block: str, start: str, end: str) -> str:
@@ -219,7 +228,10 @@ def load_speeds(directory: Path = SPEEDS) -> list[dict[str, Any]]:
             for title, rows in result["facts"].items()
             if isinstance(rows, list) and isinstance(rows[0], dict)
         }
-        found.append({**result, "experiment": name, "verdicts": verdicts, "tables": tables})
+        file = f"benchmarks/results/{path.name}"
+        found.append(
+            {**result, "experiment": name, "verdicts": verdicts, "tables": tables, "file": file}
+        )
     return found
 
 
