@@ -62,7 +62,17 @@ PREFIX_ROWS: dict[tuple[str, str], str] = {
 }
 """The same of learned prefixes."""
 
-TRAINING_ROWS: dict[tuple[str, str], str] = {}
+TRAINING_ROWS: dict[tuple[str, str], str] = {
+    ("training_cost", "of_bound"): "Forward and backward, prompts shared",
+    ("training_cost", "long"): "Forward and backward, prompts shared",
+    ("training_cost", "corners"): "Short prompts, automatic choice",
+    ("training_step", "llama-25m_engine"): "A whole GRPO step, 25M weights",
+    ("training_step", "llama-25m_shared"): "A whole GRPO step, 25M weights",
+    ("training_step", "llama-25m_dpo_64"): "A DPO step, 25M weights",
+    ("shared_grpo", "speed engine"): "GRPO on additions, end to end",
+    ("prefix_rft", "beyond"): "Prefix-RFT on additions",
+    ("prefix_rft", "sequential"): "Prefix-RFT on additions",
+}
 """The same of training with shared prefixes."""
 
 BLOCKS = {"experiments": ROWS, "prefixes": PREFIX_ROWS, "training": TRAINING_ROWS}
