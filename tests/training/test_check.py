@@ -12,7 +12,7 @@ import torch
 pytest.importorskip("trl")
 
 from foreword.training import Sharing, SharingError
-from foreword.training._check import compare
+from foreword.training._check import allowed, compare
 from tests.training.padded import EAGER, gradients, group, rectangle
 
 
@@ -90,3 +90,26 @@ class TestSelfCheck:
         right.log_probs[1, 2] = -1.0
         with pytest.raises(SharingError, match="nan"):
             compare(off, right, wanted, ids, dtype)
+
+    @pytest.mark.parametrize(
+        ("where", "name", "value", "rounded"),
+        [
+            (torch.backends, "fp32_precision", "tf32", True),  # as transformers' tf32=True has it
+            (torch.backends, "fp32_precision", "ieee", False),
+            (torch.backends.cuda.matmul, "allow_tf32", True, True),
+            (torch.backends.cuda.matmul, "allow_tf32", False, False),
+        ],
+    )
+    def test_rounded_products_are_allowed_more_however_they_were_asked_for(
+        self, where: Any, name: str, value: Any, rounded: bool
+    ) -> None:
+        if not hasattr(where, name):
+            pytest.skip(f"this PyTorch has no {name}")
+        before = getattr(where, name)
+        setattr(where, name, value)
+        try:
+            limit = allowed(torch.float32, torch.device("cuda"))
+            assert limit == (1.0 if rounded else 2e-3)
+            assert allowed(torch.float32, torch.device("cpu")) == 2e-3
+        finally:
+            setattr(where, name, before)

@@ -20,9 +20,16 @@ CHECKED = ("log_probs", "entropy")
 
 def allowed(dtype: torch.dtype, device: torch.device) -> float:
     """What a single value may differ by, in nats, for a model computed in `dtype` on `device`."""
-    if device.type == "cuda" and dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32:
+    if device.type == "cuda" and dtype == torch.float32 and _rounds_to_tf32():
         return _ALLOWED_NARROW
     return _ALLOWED.get(dtype, _ALLOWED_NARROW)
+
+
+def _rounds_to_tf32() -> bool:
+    matmul: Any = torch.backends.cuda.matmul
+    precision = getattr(matmul, "fp32_precision", None)  # PyTorch 2.9
+    # Where that was set, as transformers does, reading allow_tf32 raises.
+    return bool(matmul.allow_tf32) if precision is None else precision == "tf32"
 
 
 def compute_dtype(model: Any, device: torch.device) -> torch.dtype:
