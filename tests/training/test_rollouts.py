@@ -97,6 +97,16 @@ def test_rloo(make):
     assert 0 < max(gaps(trainer)) < GAP
 
 
+def test_rloo_where_truncated_completions_are_left_out(make, tokenizer):
+    """A process with such rows compares the others: those without wait for it to."""
+    trainer = make(SharedPrefixRLOOTrainer, mask_truncated_completions=True)
+    trainer.eos_token_ids = list(range(0, len(tokenizer), 20))
+    trainer.train()
+    assert 0 < min(logged(trainer, "completions/clipped_ratio")) < 1
+    assert len(gaps(trainer)) == 3
+    assert 0 < max(gaps(trainer)) < GAP
+
+
 def test_adapters_are_merged_in_the_engine_alone(make):
     trainer = make(peft=lora())
     before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}

@@ -160,8 +160,14 @@ class TakesRollouts:
 
 
 def _padded(logps: list[list[float]], mask: Tensor) -> Tensor | None:
-    """Rows as the rectangle of `mask`; None if they are not the rows that it is of."""
-    if [len(values) for values in logps] != mask.sum(1).tolist():
+    """Rows as the rectangle of `mask`; None if they are not the rows that it is of.
+
+    A row may be masked as a whole. The answer must be that of every process: a gather hangs on it.
+    """
+    there = mask.sum(1).tolist()
+    if len(there) != len(logps) or any(
+        n not in (0, len(values)) for n, values in zip(there, logps, strict=True)
+    ):
         return None
     padded = torch.zeros(mask.shape, device=mask.device)
     for row, values in zip(padded, logps, strict=True):
