@@ -138,7 +138,8 @@ def test_the_shape_is_that_of_the_model(name: str, plain_model: Callable[[str], 
 
 @pytest.mark.parametrize("shape", [QWEN, SMALL, TINY])
 def test_what_is_possible_is_never_below_what_is_expected(shape: Shape) -> None:
-    for prefix, lengths in ((300, [1] * 8), (30, [20, 5]), (1, [700, 10, 10]), (2000, [2] * 16)):
+    cases = [(300, [1] * 8), (30, [20, 5]), (1, [700, 10, 10]), (2000, [2] * 16), (256, [256, 1])]
+    for prefix, lengths in cases:
         columns = prefix + max(lengths)
         assert possible_gain(len(lengths), columns, shape) >= gain(prefix, lengths, shape)
     rows = [[7] * 200] * 6

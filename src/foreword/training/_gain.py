@@ -85,14 +85,14 @@ def expected_gain(packed: Packed, rows: int, columns: int, shape: Shape) -> floa
 
 
 def possible_gain(rows: int, columns: int, shape: Shape) -> float:
-    """The most that `expected_gain` can say of a rectangle of this size, whatever its tokens. Pure.
+    """The most that `expected_gain` can say of a rectangle of this size with a full row. Pure.
 
     Costs nothing: where even equal rows would not be quicker, nobody need look at the tokens.
     """
     if rows < 1 or columns < 2:
         return 1.0
     plain = _products(rows * columns, rows * columns * columns, shape) + LAYER * shape.layers
-    least = _products(columns - 1, _causal(columns - 1), shape)
+    least = _products(columns - 1, (columns - 1) ** 2 / 2, shape)  # however the row is cut
     return plain / (least + (LAYER + CALL) * shape.layers + PACK)
 
 
