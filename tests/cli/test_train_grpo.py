@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import subprocess
 import sys
@@ -57,6 +58,17 @@ async def judged(completions, log_metric, **columns):
 def endless(completions, **columns):
     return [math.inf] * len(completions)
 """
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quick_collection():
+    """Trainers collect garbage when they end: not through all that was imported."""
+    import foreword.training._trainers  # noqa: F401
+
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="module")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import warnings
 from collections.abc import Callable, Iterator
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -81,15 +83,17 @@ def tiny_path(tmp_path_factory: pytest.TempPathFactory, nano_path: Path) -> Path
     return path
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny_model(tiny_path: Path) -> Callable[..., Any]:
     """`tiny_model(dtype=torch.float32)`: a fresh copy each time, equal to the last."""
     from transformers import AutoModelForCausalLM
 
-    def load(dtype: torch.dtype = torch.float32) -> Any:
-        return AutoModelForCausalLM.from_pretrained(tiny_path, dtype=dtype)
+    @cache
+    def loaded(dtype: torch.dtype) -> Any:
+        with torch.random.fork_rng(devices=[]):  # the first use is as the others
+            return AutoModelForCausalLM.from_pretrained(tiny_path, dtype=dtype)
 
-    return load
+    return lambda dtype=torch.float32: copy.deepcopy(loaded(dtype))
 
 
 @pytest.fixture
@@ -110,12 +114,17 @@ def pair(tiny_model: Callable[..., Any]) -> Callable[..., tuple[Any, Any]]:
     return make
 
 
-@pytest.fixture
-def tokenizer(tiny_path: Path) -> Any:
-    """A fresh tokenizer with padding on the left and a token to pad with."""
+@pytest.fixture(scope="session")
+def _tokenizer(tiny_path: Path) -> Any:
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(tiny_path, padding_side="left")
+
+
+@pytest.fixture
+def tokenizer(_tokenizer: Any) -> Any:
+    """A fresh tokenizer with padding on the left and a token to pad with."""
+    return copy.deepcopy(_tokenizer)
 
 
 @pytest.fixture

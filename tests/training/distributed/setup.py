@@ -15,12 +15,11 @@ from foreword.training import Sharing
 from foreword.training._mixin import SharesPrefixes
 from tests.training.conftest import WORDS
 
-RANK = int(os.environ.get("RANK", "0"))
 OPENING = "Once upon a time, in a small house near a big wood, there lived a"
 USUAL: dict[str, Any] = {
     "use_cpu": True,
     "ddp_backend": "gloo",
-    "ddp_timeout": 60,
+    "ddp_timeout": 120,
     "bf16": False,
     "report_to": [],
     "disable_tqdm": True,
@@ -33,6 +32,10 @@ USUAL: dict[str, Any] = {
     "per_device_train_batch_size": 4,
     "seed": 5,
 }
+
+
+def rank() -> int:
+    return int(os.environ["RANK"])
 
 
 class Setup:

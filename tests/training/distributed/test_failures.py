@@ -17,13 +17,13 @@ pytestmark = pytest.mark.slow
 def test_a_dead_rank_ends_the_launch_and_its_checkpoint_goes_on_to_the_same_parameters(
     ranks: list[Any], tiny_path: Path, tmp_path: Path, method: str
 ) -> None:
-    done = launch(f"{method}_dies", tiny_path, tmp_path, seconds=120)
+    done = launch(f"{method}_dies", tiny_path, tmp_path, seconds=600)
     assert done.returncode != 0
     assert "Signal 9 (SIGKILL)" in done.stderr
     saved = sorted(path.name for path in (tmp_path / "trainer").glob("checkpoint-*"))
     assert saved == ["checkpoint-1"]
 
-    done = launch(f"{method}_goes_on", tiny_path, tmp_path, seconds=120)
+    done = launch(f"{method}_goes_on", tiny_path, tmp_path, seconds=600)
     assert done.returncode == 0, done.stderr[-4000:]
     for rank, unbroken in zip(results(tmp_path), ranks, strict=True):
         assert [e["step"] for e in rank["history"] if "loss" in e] == [1, 2, 3]
@@ -42,7 +42,7 @@ def test_a_dead_rank_ends_the_launch_and_its_checkpoint_goes_on_to_the_same_para
 def test_a_rank_that_refuses_ends_the_launch_with_its_reason(
     tiny_path: Path, tmp_path: Path, case: str, message: str
 ) -> None:
-    done = launch(case, tiny_path, tmp_path, seconds=120)
+    done = launch(case, tiny_path, tmp_path, seconds=600)
     assert done.returncode != 0
     assert message in done.stderr, done.stderr[-4000:]
     assert not list(tmp_path.glob("rank*.pt"))  # nobody went on alone

@@ -1,10 +1,17 @@
-"""One rank of a case: `python -m tests.training.distributed.worker CASE MODEL OUTPUT`."""
+"""One rank of a case: `python -m tests.training.distributed.worker CASE MODEL OUTPUT`.
+
+Where nobody has said which rank it is, it becomes all of them, by forks: what takes most of a
+launch, importing, is done once.
+"""
 
 from __future__ import annotations
 
 import os
 import signal
 import sys
+import threading
+import time
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +21,7 @@ from transformers.utils import logging
 from trl import DPOTrainer, GRPOTrainer
 
 from foreword.training import EngineRollouts, SharedPrefixDPOTrainer, SharedPrefixGRPOTrainer
-from tests.training.distributed.setup import RANK, Setup, letters, outcome, pairs, unlike
+from tests.training.distributed.setup import Setup, letters, outcome, pairs, rank, unlike
 
 GRPO = (GRPOTrainer, SharedPrefixGRPOTrainer)
 DPO = (DPOTrainer, SharedPrefixDPOTrainer)
@@ -27,7 +34,7 @@ class Written:
         step = self.state.global_step  # type: ignore[attr-defined]
         end = self.processing_class.eos_token_id  # type: ignore[attr-defined]
         rows = [[20 + (7 * i + j + step) % 300 for j in range(2 + i % 4)] for i in range(8)]
-        endless = 4 if RANK == 1 else 0
+        endless = 4 if rank() == 1 else 0
         assert len(prompt_ids) == 8
         return [row if i < endless else [*row, end] for i, row in enumerate(rows)], None
 
@@ -62,7 +69,7 @@ class Dies:
 
     def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
         loss = super().compute_loss(*args, **kwargs)  # type: ignore[misc]
-        if RANK == 1 and self.state.global_step == 1:  # type: ignore[attr-defined]
+        if rank() == 1 and self.state.global_step == 1:  # type: ignore[attr-defined]
             os.kill(os.getpid(), signal.SIGKILL)
         return loss
 
@@ -94,7 +101,7 @@ def equal(setup: Setup) -> dict[str, Any]:
         "groups over ranks": beside(setup.grpo, GRPO, per_device_train_batch_size=2),
         "dpo": beside(setup.dpo, DPO),
         "dpo accumulated": beside(setup.dpo, DPO, per_device_train_batch_size=2, **accumulated),
-        "one rank plain": beside(setup.dpo, DPO, data=unlike() if RANK else None),
+        "one rank plain": beside(setup.dpo, DPO, data=unlike() if rank() else None),
         "one rank empty": beside(
             setup.grpo,
             (TheirWritten, OurWritten),
@@ -129,7 +136,7 @@ def dpo_goes_on(setup: Setup) -> dict[str, Any]:
 def reward_refused(setup: Setup) -> None:
     def reward(completions: list[str], trainer_state: Any, **rest: Any) -> list[float]:
         found = letters(completions, **rest)
-        if RANK == 1 and trainer_state.global_step == 1:
+        if rank() == 1 and trainer_state.global_step == 1:
             found[2] = float("nan")
         return found
 
@@ -138,7 +145,7 @@ def reward_refused(setup: Setup) -> None:
 
 def length_refused(setup: Setup) -> None:
     data = pairs()
-    if RANK == 1:
+    if rank() == 1:
         for pair in data:
             pair["prompt"] *= 60
     setup.dpo(SharedPrefixDPOTrainer, data=data, max_length=None).train()
@@ -153,13 +160,67 @@ CASES = {
 }
 
 
-def main() -> None:
+def end_with(parent: int, launcher: int) -> None:
+    """End this process once one of them is gone: whatever it waits for would never come."""
+
+    def watch() -> None:
+        try:
+            while os.getppid() == parent:
+                os.kill(launcher, 0)  # no signal: is it there?
+                time.sleep(0.5)
+        finally:
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def one_rank() -> None:
+    end_with(os.getppid(), int(os.environ["LAUNCHER"]))
     case, model, output = sys.argv[1:]
+    result = CASES[case](Setup(model, output))
+    torch.save(result, Path(output) / f"rank{rank()}.pt")
+
+
+def forked(number: int) -> int:
+    """The process of that rank."""
+    pid = os.fork()
+    if pid:
+        return pid
+    os.environ |= {"RANK": str(number), "LOCAL_RANK": str(number)}
+    try:
+        one_rank()
+        os._exit(0)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(1)
+
+
+def all_ranks() -> int:
+    """0 if all ended well. One that fails or a parent that is gone ends the rest."""
+    parent = os.getppid()
+    left = {forked(number) for number in range(int(os.environ["WORLD_SIZE"]))}
+    try:
+        while left and os.getppid() == parent:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            left.discard(pid)
+            if status:
+                break
+            time.sleep(0.05)
+    finally:
+        for pid in left:
+            os.kill(pid, signal.SIGKILL)
+    return len(left)
+
+
+def main() -> None:
     torch.set_num_threads(1)
     disable_progress_bars()
     logging.disable_progress_bar()
-    result = CASES[case](Setup(model, output))
-    torch.save(result, Path(output) / f"rank{RANK}.pt")
+    if "RANK" in os.environ:
+        one_rank()
+    else:
+        sys.exit(all_ranks())
 
 
 if __name__ == "__main__":
