@@ -193,6 +193,25 @@ def test_interrupt_keeps_what_there_is(llm):
     assert not llm.engine.has_work
 
 
+def test_an_error_in_a_step_leaves_the_engine_idle(llm, monkeypatch):
+    prompts, greedy = [[1, 2], [3, 4]], SamplingParams(max_tokens=6)
+    right = [result.outputs for result in llm.generate(prompts, greedy)]
+    packed, steps = llm.engine.loaded.packed, []
+    forward = type(packed).forward
+
+    def failing(self, step):
+        steps.append(step)
+        if len(steps) == 3:
+            raise RuntimeError("out of memory")
+        return forward(self, step)
+
+    monkeypatch.setattr(type(packed), "forward", failing)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        llm.generate(prompts, greedy)
+    assert not llm.engine.has_work
+    assert [result.outputs for result in llm.generate(prompts, greedy)] == right
+
+
 def test_as_completed_turns_bad_prompts_into_records(llm):
     prompts = [[1, 2, 3], [], "text", [VOCAB], [4, 5]]
     results = {r.index: r for r in llm.as_completed(prompts, SamplingParams(max_tokens=2))}

@@ -131,6 +131,10 @@ class LLM:
             for request in requests:
                 self.engine.abort(request)
             raise Interrupted([_result(r, i) for i, r in enumerate(requests)]) from None
+        except BaseException:  # of a device, or of `on_progress`: the next call finds none of these
+            for request in requests:
+                self.engine.abort(request)
+            raise
         return [_result(request, i) for i, request in enumerate(requests)]
 
     def as_completed(
