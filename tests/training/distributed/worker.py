@@ -160,16 +160,21 @@ CASES = {
 }
 
 
+def gone(process: int) -> bool:
+    try:
+        os.kill(process, 0)  # no signal: is it there?
+    except ProcessLookupError:
+        return True
+    return False
+
+
 def end_with(parent: int, launcher: int) -> None:
     """End this process once one of them is gone: whatever it waits for would never come."""
 
     def watch() -> None:
-        try:
-            while os.getppid() == parent:
-                os.kill(launcher, 0)  # no signal: is it there?
-                time.sleep(0.5)
-        finally:
-            os._exit(1)
+        while os.getppid() == parent and not gone(launcher):
+            time.sleep(0.5)
+        os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
 
@@ -197,20 +202,19 @@ def forked(number: int) -> int:
 
 
 def all_ranks() -> int:
-    """0 if all ended well. One that fails or a parent that is gone ends the rest."""
-    parent = os.getppid()
+    """0 if all ended well. One that fails, or a launcher that is gone, ends the rest."""
+    launcher, failed = int(os.environ["LAUNCHER"]), False
     left = {forked(number) for number in range(int(os.environ["WORLD_SIZE"]))}
     try:
-        while left and os.getppid() == parent:
+        while left and not failed and os.getppid() == launcher:
             pid, status = os.waitpid(-1, os.WNOHANG)
             left.discard(pid)
-            if status:
-                break
+            failed = status != 0
             time.sleep(0.05)
     finally:
         for pid in left:
             os.kill(pid, signal.SIGKILL)
-    return len(left)
+    return int(failed or bool(left))
 
 
 def main() -> None:
