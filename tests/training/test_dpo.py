@@ -133,11 +133,15 @@ def test_three_steps_are_equal_in_float64(make: Make, monkeypatch: pytest.Monkey
     [
         pytest.param({"reference": True}, id="a reference given"),
         pytest.param({}, id="a reference of its own"),
-        pytest.param({"gradient_accumulation_steps": 2}, id="accumulated"),
-        pytest.param({"gradient_checkpointing": False}, id="without checkpointing"),
-        pytest.param({"max_length": 24}, id="cut at the end"),
+        pytest.param(
+            {"gradient_checkpointing": False, "max_length": 24},
+            id="without checkpointing, cut at the end",
+        ),
         pytest.param({"precompute_ref_log_probs": True}, id="reference computed before"),
-        pytest.param({"per_device_train_batch_size": 1}, id="one pair at a time"),
+        pytest.param(
+            {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 1},
+            id="accumulated, one pair at a time",
+        ),
     ],
 )
 def test_three_steps_are_equal(make: Make, settings: dict[str, Any]) -> None:

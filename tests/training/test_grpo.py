@@ -74,28 +74,37 @@ def lora() -> Any:
     )
 
 
+# Settings that do not touch one another stand in one case.
 CASES: dict[str, dict[str, Any]] = {
-    "two": {"num_generations": 2},
-    "three": {"num_generations": 3, "per_device_train_batch_size": 6},
-    "eight": {"num_generations": 8},
+    "two-grpo": {"num_generations": 2, "loss_type": "grpo"},
+    "three-bnpo": {
+        "num_generations": 3,
+        "per_device_train_batch_size": 6,
+        "loss_type": "bnpo",
+    },
+    "eight-dr_grpo": {"num_generations": 8, "loss_type": "dr_grpo", "scale_rewards": "none"},
     "reference": {"beta": 0.04},
-    "synced-reference": {"beta": 0.04, "sync_ref_model": True, "ref_model_sync_steps": 1},
-    "checkpointed": {"gradient_checkpointing": True},
-    "checkpointed-reentrant": {
+    "synced-reference-temperature": {
+        "beta": 0.04,
+        "sync_ref_model": True,
+        "ref_model_sync_steps": 1,
+        "temperature": 0.7,
+        "cast_lm_head_to_fp32": True,
+    },
+    "checkpointed-entropy-bonus": {"gradient_checkpointing": True, "entropy_coef": 0.05},
+    "checkpointed-reentrant-top-entropy": {
         "gradient_checkpointing": True,
         "gradient_checkpointing_kwargs": {"use_reentrant": True},
+        "top_entropy_quantile": 0.5,
     },
     "two-iterations": {"num_iterations": 2, "epsilon": 0.01},
-    "accumulated": {"gradient_accumulation_steps": 2, "steps_per_generation": 1},
-    "grpo": {"loss_type": "grpo"},
-    "dr_grpo": {"loss_type": "dr_grpo", "scale_rewards": "none"},
-    "bnpo": {"loss_type": "bnpo"},
+    "accumulated-no-truncated": {
+        "gradient_accumulation_steps": 2,
+        "steps_per_generation": 1,
+        "mask_truncated_completions": True,
+    },
     "cispo": {"loss_type": "cispo", "epsilon_high": 5.0},
     "sequence": {"loss_type": "grpo", "importance_sampling_level": "sequence"},
-    "top-entropy": {"top_entropy_quantile": 0.5},
-    "entropy-bonus": {"entropy_coef": 0.05},
-    "no-truncated": {"mask_truncated_completions": True},
-    "temperature": {"temperature": 0.7, "cast_lm_head_to_fp32": True},
 }
 
 
