@@ -289,3 +289,33 @@ class TestRewardsThatAreNotFinite:
     def test_have_two_ways_out(self, make: Make) -> None:
         with pytest.raises(SharingError, match="it is 'stop' or 'skip'"):
             make(ours={"non_finite_rewards": "hope"})
+
+
+class TestArgumentsOfAnotherKind:
+    @pytest.mark.parametrize("rollouts", [Fixed, "engine"])
+    def test_rollouts_that_cannot_write(self, make: Make, rollouts: Any) -> None:
+        with pytest.raises(SharingError, match=r"give an object with generate\(trainer"):
+            make(SharedPrefixGRPOTrainer, ours={"rollouts": rollouts})
+
+    def test_rollouts_of_too_few_rows(self, make: Make) -> None:
+        class Lazy(Fixed):
+            def generate(self, trainer: Any, prompts: Any, samples: list[int]) -> Any:
+                return super().generate(trainer, prompts, [1 for _ in samples])
+
+        trainer = make(SharedPrefixGRPOTrainer, ours={"rollouts": Lazy([5])})
+        with pytest.raises(
+            SharingError, match="Lazy returned completions of 2 rows for 2 prompts and 8 samples"
+        ):
+            trainer.train()
+
+    def test_sharing_that_is_none(self, make: Make) -> None:
+        with pytest.raises(SharingError, match=r"give Sharing\(\.\.\.\)"):
+            make(SharedPrefixGRPOTrainer, ours={"sharing": {"min_run": 4}})
+
+    def test_data_without_prompts(self, make: Make, prompts: Any, tokenizer: Any) -> None:
+        with pytest.raises(SharingError, match=r"no column 'prompt', only \['question'\]"):
+            SharedPrefixGRPOTrainer(
+                model="is not loaded",
+                reward_funcs=reward,
+                train_dataset=prompts.select_columns("prompt").rename_column("prompt", "question"),
+            )

@@ -209,7 +209,10 @@ def test_the_first_calls_without_sharing_are_told_once_with_the_way_out(
             shared(**alone, fused_lm_head=True)
     [record] = caplog.records
     assert "none of the first 8 calls" in record.getMessage()
-    assert ". A batch holds no two rows that begin alike" in record.getMessage()
+    assert (
+        ". A batch holds no two rows that begin with the same Sharing(min_run"
+        in record.getMessage()
+    )
     assert "per_device_train_batch_size" in record.getMessage()
 
 

@@ -122,7 +122,7 @@ class Demonstrations:
         if len(ids) > self._longest:
             raise ParameterError(
                 f"{where} has {len(ids)} tokens, more than max_completion_length={self._longest}: "
-                "raise that, or set the row's demonstration to None"
+                "raise that (--max-tokens), or leave the demonstration out"
             )
         limit = len(ids) - self._keep
         if stop is not None:

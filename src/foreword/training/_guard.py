@@ -30,8 +30,8 @@ class ChecksRollouts:
             there were in all processes as ``rewards/non_finite``.
 
     Raises:
-        SharingError: another value of `non_finite_rewards`, or `rollouts` beside vLLM; later, such
-            a reward or completion.
+        SharingError: another value of `non_finite_rewards`, `rollouts` beside vLLM, or data without
+            prompts; later, such a reward or completion.
     """
 
     if TYPE_CHECKING:
@@ -50,6 +50,13 @@ class ChecksRollouts:
         if kwargs.get("rollouts") is not None and getattr(settings, "use_vllm", False):
             raise SharingError(
                 "use_vllm=True and rollouts= both write the completions: leave one of them out"
+            )
+        data = kwargs.get("train_dataset", args[3] if len(args) > 3 else None)
+        columns = getattr(data, "column_names", None)
+        if isinstance(columns, list) and "prompt" not in columns:
+            raise SharingError(
+                f"train_dataset has no column 'prompt', only {sorted(columns)}: rename the one "
+                "that holds the prompts"
             )
         self.non_finite_rewards = non_finite_rewards
         super().__init__(*args, **kwargs)

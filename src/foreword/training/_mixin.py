@@ -40,7 +40,9 @@ class SharesPrefixes:
         _metrics: Any
 
     def __init__(self, *args: Any, sharing: Sharing | None = None, **kwargs: Any) -> None:
-        self.sharing = sharing or Sharing()
+        self.sharing = Sharing() if sharing is None else sharing
+        if not isinstance(self.sharing, Sharing):
+            raise SharingError(f"sharing is {sharing!r}: give Sharing(...)")
         construct = super().__init__
         _refuse_arguments(inspect.signature(construct).bind_partial(*args, **kwargs).arguments)
         construct(*args, **kwargs)

@@ -9,6 +9,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from foreword.training._errors import SharingError
+
 
 class Rollouts(Protocol):
     """Who writes the completions: an object that a trainer asks once per generation.
@@ -35,6 +37,9 @@ class TakesRollouts:
     moved, are not compared. And per generation, where the writer says what it cost,
     `rollouts/seconds`, `rollouts/sync_seconds` (of the slowest process) and
     `rollouts/prompt_tokens_saved`.
+
+    Raises:
+        SharingError: `rollouts` cannot generate, or returns another number of rows than asked for.
     """
 
     model: Any
@@ -43,6 +48,13 @@ class TakesRollouts:
     _metrics: Any  # TRL: mode, name, values
 
     def __init__(self, *args: Any, rollouts: Rollouts | None = None, **kwargs: Any) -> None:
+        if rollouts is not None and (
+            isinstance(rollouts, type) or not callable(getattr(rollouts, "generate", None))
+        ):
+            raise SharingError(
+                f"rollouts is {rollouts!r}: give an object with generate(trainer, prompts, "
+                "samples), such as EngineRollouts()"
+            )
         super().__init__(*args, **kwargs)
         self.rollouts = rollouts
         self._rollout_logps: list[list[float]] | None = None
@@ -68,6 +80,13 @@ class TakesRollouts:
         completions, logps = self.rollouts.generate(
             self, [list(prompt) for prompt in order], [len(rows) for rows in order.values()]
         )
+        for what, rows in (("completions", completions), ("log-probabilities", logps)):
+            if rows is not None and len(rows) != len(prompt_ids):
+                raise SharingError(
+                    f"rollouts {type(self.rollouts).__name__} returned {what} of {len(rows)} rows "
+                    f"for {len(order)} prompts and {len(prompt_ids)} samples: samples[i] for "
+                    "prompts[i], flat and in order"
+                )
         self._rollout_costs.append(getattr(self.rollouts, "last_cost", None))
         flat = [row for rows in order.values() for row in rows]
         back = [0] * len(flat)

@@ -14,8 +14,9 @@ LITTLE = "too little in common to be quicker"
 PATIENCE = 8  # calls without sharing before it is said
 
 _WAY_OUT = {
-    ALONE: "A batch holds no two rows that begin alike: let per_device_train_batch_size be a "
-    "multiple of num_generations, and leave keep_groups on",
+    ALONE: "A batch holds no two rows that begin with the same Sharing(min_run=...) tokens, 16 "
+    "unless set: let per_device_train_batch_size be a multiple of num_generations, and leave "
+    "keep_groups on; prompts that short gain next to nothing",
     LITTLE: "Prompts are short beside the completions, or batches hold parts of groups only: a "
     "larger per_device_train_batch_size lets more rows share; Sharing(min_gain=0) packs all the "
     "same",

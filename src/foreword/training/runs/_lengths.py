@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from foreword._errors import ParameterError
+from foreword.training._demonstrations import Demonstrations
 from foreword.training.runs._records import Prompts
 
 
@@ -41,6 +43,30 @@ def check_lengths(
                 f"{max_tokens} are more than the context of {model}, {context}: shorten the "
                 "prompt, or lower max_tokens"
             )
+
+
+def check_demonstrations(
+    prompts: Prompts, taken: Iterable[int], tokenizer: Any, config: Any
+) -> None:
+    """Refuse a demonstration that cannot begin a completion, among those a run takes.
+
+    Args:
+        taken: indices of records.
+        tokenizer: of transformers.
+        config: a `PrefixRFTConfig`.
+
+    Raises:
+        ParameterError: as `Demonstrations.read`, by its line.
+    """
+    reader = Demonstrations(
+        tokenizer,
+        keep=config.prefix_keep,
+        stop_at=config.prefix_stop_at,
+        longest=config.max_completion_length,
+    )
+    for index in sorted(set(taken)):
+        where = f"the demonstration of {prompts.where(index)}"
+        reader.read(prompts.records[index]["demonstration"], where)
 
 
 def _encode(prompts: Prompts, tokenizer: Any, model: str) -> Any:

@@ -82,6 +82,21 @@ def check_identity(directory: Path, identity: Mapping[str, Any]) -> None:
             )
 
 
+def make_out(directory: Path) -> None:
+    """Make the directory of a run.
+
+    Raises:
+        SharingError: it cannot be made.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SharingError(
+            f"cannot make the directory {str(directory)!r}: {error.strerror}; take another "
+            "directory"
+        ) from error
+
+
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """A folder to fill, which is at `path` only when it is whole."""
@@ -109,7 +124,9 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def _flat(value: Any, name: str = "") -> dict[str, Any]:
-    """The leaves of nested objects, by their dotted names."""
+    """The leaves of nested objects and lists, by their dotted names."""
+    if isinstance(value, list):
+        value = {"number": len(value)} | {str(i): each for i, each in enumerate(value)}
     if not isinstance(value, dict):
         return {name: value}
     made: dict[str, Any] = {}

@@ -19,11 +19,12 @@ from foreword.training._model import refuse
 from foreword.training._rollout_engine import EngineRollouts
 from foreword.training._share import Sharing
 from foreword.training.runs._card import make_card, readable
-from foreword.training.runs._lengths import check_lengths
+from foreword.training.runs._lengths import check_demonstrations, check_lengths
 from foreword.training.runs._out import (
     CARD,
     check_identity,
     check_out,
+    make_out,
     new_folder,
     write_json,
     write_text,
@@ -112,6 +113,8 @@ def reward_run(
         if prompts is not None:
             check_lengths(prompts, tokenizer, policy.config, settings.max_tokens, model)
     assert tokenizer is not None
+    if settings.method == "prefix-rft":
+        check_demonstrations(data, _order(settings, data), tokenizer.inner, config)
     identity = {
         "settings": settings.as_json(),
         "model": {
@@ -128,6 +131,7 @@ def reward_run(
     if checkpoint is not None:
         check_identity(folder, identity)
     with _nothing_left(folder):
+        make_out(folder)
         trainer = _trainer(
             trainer_class, policy, tokenizer.inner, config, settings, data, evaluation, rewards
         )
@@ -250,14 +254,12 @@ def _trainer(
     from datasets import Dataset  # type: ignore[import-untyped]
     from transformers import PrinterCallback
 
-    # The order of all steps is one list, and one epoch: what is resumed goes on in it.
-    order = draw_order(len(data.records), settings.steps * settings.batch, settings.seed)
     with _one_line():
         trainer = trainer_class(
             model=policy,
             reward_funcs=[reward.function for reward in rewards],
             args=config,
-            train_dataset=Dataset.from_list(list(data.records)).select(order),
+            train_dataset=Dataset.from_list(list(data.records)).select(_order(settings, data)),
             eval_dataset=None
             if evaluation is None
             else Dataset.from_list(list(evaluation.records)),
@@ -270,6 +272,11 @@ def _trainer(
     trainer.remove_callback(PrinterCallback)  # it prints to stdout
     trainer.create_model_card = _no_card  # TRL's would be OUT/README.md
     return trainer
+
+
+def _order(settings: RunSettings, data: Prompts) -> list[int]:
+    """Which records the steps take: one list, and one epoch, in which what is resumed goes on."""
+    return draw_order(len(data.records), settings.steps * settings.batch, settings.seed)
 
 
 def _no_card(*args: Any, **kwargs: Any) -> None:

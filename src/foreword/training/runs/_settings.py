@@ -62,8 +62,8 @@ class RunSettings:
         beta: weight of the KL divergence from the model at the start.
         lora: rank of the adapters that learn in place of the model; 0 for the model.
         rollouts: who writes the completions; `auto` is the engine where it serves the model.
-        non_finite_rewards: what happens to a reward that is no finite number: the run stops, or the
-            completion's group is left out.
+        non_finite_rewards: what happens to a reward that is no finite number: the run stops, or it
+            is left out as None would be.
         share: compute what rows share once.
         recompute: gradient checkpointing: less memory, more time.
         save_every: steps between checkpoints; None for a tenth of the steps, 0 for none.
