@@ -291,3 +291,13 @@ def test_saving_keeps_nothing_of_it(
 def test_settings_out_of_their_range_are_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(SharingError, match=f"{next(iter(settings))} is"):
         Sharing(**settings)
+
+
+def test_tokens_that_are_no_rectangle_go_through(
+    pair: Callable[..., tuple[Any, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, shared = pair()
+    monkeypatch.setattr(shared.forward, "_plain", lambda **_: "as it came")
+    for shape in ((512,), (2, 16, 256)):
+        ids = torch.ones(shape, dtype=torch.long)
+        assert shared(input_ids=ids, labels=ids, fused_lm_head=True) == "as it came"

@@ -83,7 +83,8 @@ class SharedForward:
             return self._as_it_came(args, kwargs, reason)
         began = time.perf_counter()
         ids, labels = kwargs["input_ids"], kwargs["labels"]
-        if possible_gain(*ids.shape, self._shape) < self.sharing.min_gain:
+        size = ids.shape[0], ids.shape[-1]
+        if possible_gain(*size, self._shape) < self.sharing.min_gain:
             return self._as_it_came(args, kwargs, LITTLE)
         rectangle = Rectangle(ids, kwargs.get("attention_mask"), labels)
         if rectangle.reason is not None:
