@@ -58,10 +58,11 @@ docs: $(VENV)/.stamp-docs ## build the documentation into site/
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "docs: open site/index.html"
 
-gpu: $(VENV)/.stamp-dev $(VENV)/.stamp-bench ## on a CUDA machine: its tests, then its benchmark
+gpu: $(VENV)/.stamp-dev $(VENV)/.stamp-bench ## on a CUDA machine: its tests, then its benchmarks
 	@$(BIN)/python -m pytest -m gpu
 	@mkdir -p $(OUT)
 	@$(BIN)/foreword bench attention --device cuda --quick --out $(OUT)
+	@$(BIN)/python -m benchmarks.training.gpu --out $(OUT)/training-gpu.json
 
 clean: ## remove caches and built docs (`rm -rf .venv` removes the rest)
 	@rm -rf site dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
