@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 PREFIXES, RESPONSES, GROUPS = (256, 1024, 4096), (64, 256, 512), (2, 4, 8, 16)
@@ -74,9 +75,9 @@ class Cell:
         return repeated / shared
 
 
-def grid() -> list[Cell]:
+def grid(responses: Sequence[int] = RESPONSES, groups: Sequence[int] = GROUPS) -> list[Cell]:
     """Prefix x response x group."""
-    return [Cell(p, r, g) for p in PREFIXES for r in RESPONSES for g in GROUPS]
+    return [Cell(p, r, g) for p in PREFIXES for r in responses for g in groups]
 
 
 def read_cell(text: str) -> Cell:

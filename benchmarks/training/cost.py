@@ -1,14 +1,15 @@
 """What does a step there and back cost with shared prefixes, beside repeated ones?
 
-`python -m benchmarks.training.cost`; some 20 minutes on two quiet cores, `--quick` one. A prefix of
-256 to 4,096 tokens before responses of 64 to 512 in groups of 2 to 16; log-probabilities of the
-responses through a model with the layers of Qwen2.5-0.5B, two of them, in float32, and gradients
-of their sum. The arms take turns, in a new order each round:
+`python -m benchmarks.training.cost`; some 10 minutes on two quiet cores, `--quick` one. A prefix of
+256 to 4,096 tokens before responses of 64 or 512 in groups of 2 to 16; log-probabilities of the
+responses through a model with one layer of Qwen2.5-0.5B (`--layers` for more; all ratios but the
+head's are a layer's), in float32, and gradients of their sum. `--full` has twice as many cells,
+`--head` two more with a vocabulary of real size. The arms take turns, in a new order each round:
 
 - repeated: the same call as TRL makes it. Either the padded rectangle in one call, or one row after
   the other with accumulated gradients; what is quicker in a cell stands in its table. Rows of a
   cell are alike, so that only so many are timed as make up 2,048 tokens, and counted for all. A
-  rectangle of more than 16,384 tokens is not tried.
+  rectangle of more than 4,096 tokens is not tried.
 - shared: the same rectangle handed to a model after `share_prefixes`, which packs it; finding what
   is shared is part of the time.
 
@@ -33,7 +34,7 @@ from benchmarks.training._arms import Arms, saved_bytes, seconds
 from benchmarks.training._cells import Cell, grid, read_cell
 from foreword.training import Sharing
 
-ROWS_TOKENS, RECTANGLE_TOKENS = 2048, 16384
+ROWS_TOKENS, RECTANGLE_TOKENS = 2048, 4096
 ALWAYS = Sharing(min_gain=0, self_check=False)
 CHOOSING = Sharing(self_check=False)
 UNEQUAL = [Cell(256, 512, 8, True), Cell(1024, 512, 8, True), Cell(64, 512, 4, True)]
@@ -63,7 +64,7 @@ def rounds(runs: dict[str, Callable[[], float]], many: int, forget: Callable[[],
 
 def how_many(longest: float, quick: bool) -> int:
     """Rounds, by the seconds of the longest arm."""
-    return 2 if quick else 5 if longest < 2 else 3
+    return 2 if quick else 5 if longest < 4 else 3
 
 
 def spread(samples: list[float]) -> float:
@@ -149,11 +150,13 @@ def main(arguments: list[str] | None = None) -> int:
     trial = Trial("cost", "what does a step there and back cost with shared prefixes?")
     trial.parser.prog = "python -m benchmarks.training.cost"
     trial.parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    trial.parser.add_argument("--layers", type=int, default=2)
+    trial.parser.add_argument("--layers", type=int, default=1)
+    trial.parser.add_argument("--full", action="store_true", help="twice as many cells")
+    trial.parser.add_argument("--head", action="store_true", help="cells with a large vocabulary")
     trial.parser.add_argument("--cells", nargs="+", help="P,R,G ... instead of the grid")
     options = trial.options(arguments)
     torch.set_num_threads(options.threads)
-    cells = QUICK if options.quick else grid()
+    cells = QUICK if options.quick else grid() if options.full else grid((64, 512), (2, 8, 16))
     if options.cells:
         cells = [read_cell(text) for text in options.cells]
     long = [c for c in cells if c.prefix >= 1024 and c.group >= 8 and not c.unequal]
@@ -197,8 +200,10 @@ def main(arguments: list[str] | None = None) -> int:
     if uneven:
         trial.table("responses of unequal lengths", uneven)
     trial.table("where sharing does not pay", corners)
-    if not options.quick and not options.cells:
-        large = Arms("qwen2.5-0.5b", ALWAYS, num_hidden_layers=2, vocab_size=VOCABULARY)
+    if options.head:
+        large = Arms(
+            "qwen2.5-0.5b", ALWAYS, num_hidden_layers=options.layers, vocab_size=VOCABULARY
+        )
         trial.table("with the head of a large vocabulary", lines(HEADS, large, "head"))
     if long:
         of_bound = [line["of bound"] for line, c in zip(table, cells, strict=True) if c in long]
