@@ -169,6 +169,7 @@ def _line_params(line: BatchLine, params: SamplingParams) -> SamplingParams:
 
     given = {name: value for name, value in asdict(params).items() if value is not None}
     max_tokens = given.pop("max_tokens")
+    del given["scaled_logprobs"]  # no field of OpenAI's, and no flag sets it
     try:
         return from_openai({**given, **body}, max_tokens=max_tokens)
     except ParameterError as error:
